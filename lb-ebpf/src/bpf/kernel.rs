@@ -1,0 +1,279 @@
+//! The data path's `Kernel`: maps, clock and routes of the running kernel.
+
+use aya_ebpf::{
+    bindings::{BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS},
+    helpers::{bpf_fib_lookup, bpf_get_prandom_u32, bpf_jiffies64},
+    programs::TcContext,
+};
+use lb_common::{
+    addr::{Addr, Family},
+    backend::{Backend, BackendId, Endpoint},
+    flow::Tick,
+    fragment::{FragmentKey, FragmentRecord},
+    hash::SecretWords,
+    service::{Frontend, FrontendId, FrontendInfo, Policy, PolicyId, ServiceId, ServiceWord, SocketKey},
+    stats::{ServiceStats, Traffic},
+};
+use lb_ebpf::{
+    atomic::Shared,
+    kernel::{FlowBucket, Kernel, ReplyBucket, Route, RouteQuery, SlotChunk},
+    packet::Link,
+};
+
+use super::maps;
+
+/// The running kernel, as a packet with this context sees it.
+pub struct BpfKernel<'c> {
+    context: &'c TcContext,
+}
+
+impl<'c> BpfKernel<'c> {
+    /// The kernel around `context`.
+    #[inline(always)]
+    pub fn new(context: &'c TcContext) -> Self {
+        Self { context }
+    }
+}
+
+/// The secret in the program's read-only data.
+pub struct ProgramSecret;
+
+impl SecretWords for ProgramSecret {
+    #[inline(always)]
+    fn word(&self, index: usize) -> u64 {
+        maps::secret_word(index)
+    }
+}
+
+impl Kernel for BpfKernel<'_> {
+    type Secret = ProgramSecret;
+
+    #[inline(always)]
+    fn now(&self) -> Tick {
+        // SAFETY: the helper has no precondition.
+        Tick::from_jiffies(unsafe { bpf_jiffies64() })
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: the helper has no precondition.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn scratch(&self) -> Option<&Shared> {
+        maps::scratch()
+    }
+
+    #[inline(always)]
+    fn frontend(&self, key: &SocketKey) -> Option<Frontend> {
+        // SAFETY: read at once by value; that the element may be recycled meanwhile is what FRONTEND_INFO guards.
+        unsafe { maps::FRONTENDS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn frontend_info(&self, id: FrontendId) -> Option<FrontendInfo> {
+        maps::FRONTEND_INFO.get(id.0).copied()
+    }
+
+    #[inline(always)]
+    fn service(&self, id: ServiceId) -> Option<ServiceWord> {
+        let word = maps::SERVICES.get_ptr(id.0)?;
+        // SAFETY: the pointer is to a live map value; volatile, because the controller swaps the word.
+        Some(ServiceWord::from_word(unsafe { word.read_volatile() }))
+    }
+
+    #[inline(always)]
+    fn policy(&self, id: PolicyId) -> Option<&Policy> {
+        maps::POLICIES.get(id.0)
+    }
+
+    #[inline(always)]
+    fn slots(&self, chunk: u32) -> Option<&SlotChunk> {
+        maps::SLOTS.get(chunk)
+    }
+
+    #[inline(always)]
+    fn cursor(&self, id: ServiceId) -> Option<&Shared> {
+        maps::CURSORS.get(id.0).map(|record| &record[0])
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: BackendId) -> Option<Backend> {
+        let record = maps::BACKENDS.get_ptr(id.0)?;
+        // SAFETY: the pointer is to a live map value. State and way are volatile, because the controller swaps them;
+        // the rest does not change while anything names the record.
+        Some(unsafe {
+            Backend { way: (&raw const (*record).way).read_volatile(), state: (&raw const (*record).state).read_volatile(), ..*record }
+        })
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, key: &SocketKey) -> Option<Endpoint> {
+        // SAFETY: read at once by value; an endpoint is forgotten only when no flow names it.
+        unsafe { maps::ENDPOINTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn secret(&self) -> &ProgramSecret {
+        &ProgramSecret
+    }
+
+    #[inline(always)]
+    fn flow_mask(&self) -> u32 {
+        maps::flow_bucket_mask()
+    }
+
+    #[inline(always)]
+    fn flow_bucket(&self, index: u32) -> Option<&FlowBucket> {
+        maps::FLOWS.get(index)
+    }
+
+    #[inline(always)]
+    fn state_ticks(&self, state_bits: u64) -> u64 {
+        maps::state_ticks(state_bits)
+    }
+
+    #[inline(always)]
+    fn locked<R>(&self, lock: u32, change: impl FnOnce() -> R) -> Option<R> {
+        maps::locked(lock, change)
+    }
+
+    #[inline(always)]
+    fn active(&self, id: BackendId) -> Option<&Shared> {
+        maps::ACTIVE.get(id.0)
+    }
+
+    #[inline(always)]
+    fn sweep_position(&self) -> Option<&Shared> {
+        maps::SWEEP.get(0)
+    }
+
+    #[inline(always)]
+    fn reply_mask(&self) -> u32 {
+        maps::reply_bucket_mask()
+    }
+
+    #[inline(always)]
+    fn reply_bucket(&self, index: u32) -> Option<&ReplyBucket> {
+        maps::REPLIES.get(index)
+    }
+
+    #[inline(always)]
+    fn reply_ticks(&self) -> u64 {
+        maps::reply_ticks() as u64
+    }
+
+    #[inline(always)]
+    fn reply_settled_ticks(&self) -> u64 {
+        maps::reply_settled_ticks() as u64
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentRecord> {
+        // SAFETY: read at once by value; a recycled element sends a fragment to a reassembly that then fails.
+        unsafe { maps::FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn remember_fragment(&self, key: &FragmentKey, record: &FragmentRecord) {
+        // Only a lack of memory can refuse it; the later fragments are then counted as unknown.
+        let _ = maps::FRAGMENTS.insert(key, record, 0);
+    }
+
+    #[inline(always)]
+    fn fragment_ticks(&self) -> u64 {
+        maps::fragment_ticks() as u64
+    }
+
+    #[inline(always)]
+    fn count_traffic(&self, id: BackendId, traffic: &Traffic) {
+        if let Some(counters) = maps::TRAFFIC.get_ptr_mut(id.0) {
+            // SAFETY: the pointer is to this CPU's value of a live map.
+            unsafe { *counters = (*counters).plus(*traffic) };
+        }
+    }
+
+    #[inline(always)]
+    fn count_service(&self, id: ServiceId, stats: &ServiceStats) {
+        if let Some(counters) = maps::SERVICE_STATS.get_ptr_mut(id.0) {
+            // SAFETY: the pointer is to this CPU's value of a live map.
+            unsafe { *counters = (*counters).plus(*stats) };
+        }
+    }
+
+    #[inline(always)]
+    fn route(&self, query: &RouteQuery) -> Route {
+        // SAFETY: the context's pointer is valid while the program runs.
+        let ifindex = unsafe { (*self.context.skb.skb).ifindex };
+        let mut fib = FibQuery::new(query, ifindex);
+        // SAFETY: `FibQuery` has the size and layout of the helper's parameter block.
+        let result = unsafe {
+            bpf_fib_lookup(
+                self.context.skb.skb.cast(),
+                (&raw mut fib).cast(),
+                size_of::<FibQuery>() as i32,
+                0,
+            )
+        };
+        match result as u32 {
+            BPF_FIB_LKUP_RET_SUCCESS => Route::Link {
+                ifindex: fib.ifindex,
+                link: Link { destination: fib.destination_mac, source: fib.source_mac },
+            },
+            BPF_FIB_LKUP_RET_NO_NEIGH => Route::Resolve { ifindex: fib.ifindex },
+            BPF_FIB_LKUP_RET_FRAG_NEEDED => Route::TooBig,
+            _ => Route::None,
+        }
+    }
+}
+
+/// `struct bpf_fib_lookup` of the kernel's UAPI. A total length of zero has the whole packet compared with the MTU.
+#[repr(C, align(8))]
+struct FibQuery {
+    family: u8,
+    protocol: u8,
+    source_port: u16,
+    destination_port: u16,
+    total_length: u16,
+    ifindex: u32,
+    service: u32,
+    source: [u32; 4],
+    destination: [u32; 4],
+    vlan: u32,
+    source_mac: [u16; 3],
+    destination_mac: [u16; 3],
+}
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+impl FibQuery {
+    #[inline(always)]
+    fn new(query: &RouteQuery, ifindex: u32) -> Self {
+        let (family, source, destination) = match query.family {
+            Family::V4 => (AF_INET, v4(&query.source), v4(&query.destination)),
+            Family::V6 => (AF_INET6, query.source.0, query.destination.0),
+        };
+        Self {
+            family,
+            protocol: 0,
+            source_port: 0,
+            destination_port: 0,
+            total_length: 0,
+            ifindex,
+            service: 0,
+            source,
+            destination,
+            vlan: 0,
+            source_mac: [0; 3],
+            destination_mac: [0; 3],
+        }
+    }
+}
+
+/// The helper takes an IPv4 address in the first word.
+#[inline(always)]
+fn v4(address: &Addr) -> [u32; 4] {
+    [address.v4_word(), 0, 0, 0]
+}

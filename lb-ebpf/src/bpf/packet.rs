@@ -1,0 +1,209 @@
+//! A packet at the TC hook.
+//!
+//! The layer-4 checksum goes through the kernel's helper, because what a local stack sent carries an unfinished one
+//! (`CHECKSUM_PARTIAL`) and what a device received may carry a sum of all bytes (`CHECKSUM_COMPLETE`).
+
+use aya_ebpf::{
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
+    helpers::{bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_pull_data, bpf_skb_store_bytes},
+    programs::TcContext,
+};
+use lb_common::{
+    addr::{Addr, Family, Protocol},
+    reason::Reason,
+};
+use lb_ebpf::{
+    parse::IP_OFFSET,
+    packet::{Edit, Link, Packet, Side, TransportEdit},
+    wire::{
+        DESTINATION_PORT_OFFSET, IpHeader, Ipv4, Ipv6, SOURCE_PORT_OFFSET, checksum::Sum, checksum_offset,
+    },
+};
+use zerocopy::FromBytes;
+
+/// Bytes that are made directly readable when the packet has them: Ethernet, IPv6, a few extension headers, TCP.
+const HEADERS: u32 = 128;
+
+/// A packet at the TC hook.
+pub struct TcPacket<'c> {
+    context: &'c TcContext,
+}
+
+impl<'c> TcPacket<'c> {
+    /// The packet of `context`, its headers in reach.
+    #[inline(always)]
+    pub fn new(context: &'c TcContext) -> Self {
+        let length = context.len();
+        let linear = context.data_end() - context.data();
+        if linear < HEADERS as usize && linear < length as usize {
+            let wanted = if length < HEADERS { length } else { HEADERS };
+            // Where it fails, the headers that are out of reach count as truncated.
+            // SAFETY: the helper takes the context; every pointer into the packet is derived anew afterwards.
+            unsafe { bpf_skb_pull_data(context.skb.skb, wanted) };
+        }
+        Self { context }
+    }
+
+    /// A pointer to a `T` at `offset`, if all of it is in reach.
+    #[inline(always)]
+    fn at<T>(&self, offset: usize) -> Option<*mut T> {
+        let start = self.context.data() + offset;
+        // The verifier takes only this form: a pointer into the packet, compared with its end.
+        if start + size_of::<T>() > self.context.data_end() { None } else { Some(start as *mut T) }
+    }
+
+    #[inline(always)]
+    fn write<T>(&mut self, offset: usize, value: T) -> Result<(), Reason> {
+        let place = self.at::<T>(offset).ok_or(Reason::RewriteRefused)?;
+        // SAFETY: `at` has compared the end. BPF on the supported machines stores words at any address.
+        unsafe { *place = value };
+        Ok(())
+    }
+
+    /// Writes through the helper, which keeps a sum of all bytes (`CHECKSUM_COMPLETE`) true.
+    #[inline(always)]
+    fn write_summed<T>(&mut self, offset: usize, value: &T) -> Result<(), Reason> {
+        // SAFETY: the helper copies that many bytes from a live reference and checks the packet's bounds itself.
+        let result = unsafe {
+            bpf_skb_store_bytes(
+                self.context.skb.skb,
+                offset as u32,
+                (&raw const *value).cast(),
+                size_of::<T>() as u32,
+                BPF_F_RECOMPUTE_CSUM as u64,
+            )
+        };
+        accepted(result)
+    }
+
+    #[inline(always)]
+    fn replace_sum(&mut self, offset: usize, from: u64, to: u64, flags: u64) -> Result<(), Reason> {
+        // SAFETY: the helper checks the packet's bounds itself.
+        accepted(unsafe { bpf_l4_csum_replace(self.context.skb.skb, offset as u32, from, to, flags) })
+    }
+
+    /// The address as it counts in the transport checksum's pseudo header.
+    #[inline(always)]
+    fn replace_address_sum(&mut self, edit: &Edit, transport: &TransportEdit) -> Result<(), Reason> {
+        let offset = transport.offset + checksum_offset(transport.protocol);
+        let flags = BPF_F_PSEUDO_HDR as u64 | zero_flag(transport.protocol);
+        match edit.family {
+            Family::V4 => self.replace_sum(
+                offset,
+                edit.old_address.v4_word() as u64,
+                edit.new_address.v4_word() as u64,
+                flags | size_of::<u32>() as u64,
+            ),
+            Family::V6 => {
+                let difference = difference(&edit.old_address, &edit.new_address);
+                self.replace_sum(offset, 0, difference, flags)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn replace_port(&mut self, side: Side, transport: &TransportEdit) -> Result<(), Reason> {
+        let (old, new) = (transport.old_port, transport.new_port);
+        if old == new {
+            return Ok(());
+        }
+        let flags = zero_flag(transport.protocol) | size_of::<u16>() as u64;
+        let checksum = transport.offset + checksum_offset(transport.protocol);
+        self.replace_sum(checksum, old.0 as u64, new.0 as u64, flags)?;
+        let offset = match side {
+            Side::Source => SOURCE_PORT_OFFSET,
+            Side::Destination => DESTINATION_PORT_OFFSET,
+        };
+        self.write(transport.offset + offset, new.0)
+    }
+
+    /// The IPv4 header carries a checksum of its own, which hides every change of the header from all other sums.
+    #[inline(always)]
+    fn rewrite_ipv4(&mut self, edit: &Edit) -> Result<(), Reason> {
+        let header: Ipv4 = self.read(IP_OFFSET).ok_or(Reason::RewriteRefused)?;
+        let mut sum = Sum::default().exchange_address(Family::V4, &edit.old_address, &edit.new_address);
+        if edit.is_hop {
+            let hops = header.hop_limit() - 1;
+            sum = sum.exchange(header.hop_word(header.hop_limit()), header.hop_word(hops));
+            self.write(IP_OFFSET + Ipv4::HOP_LIMIT_OFFSET, hops)?;
+        }
+        self.write(IP_OFFSET + Ipv4::CHECKSUM_OFFSET, sum.apply(header.checksum()))?;
+        self.write(IP_OFFSET + address_offset::<Ipv4>(edit.side), edit.new_address.v4_word())
+    }
+
+    #[inline(always)]
+    fn rewrite_ipv6(&mut self, edit: &Edit) -> Result<(), Reason> {
+        if edit.is_hop {
+            let header: Ipv6 = self.read(IP_OFFSET).ok_or(Reason::RewriteRefused)?;
+            self.write_summed(IP_OFFSET + Ipv6::HOP_LIMIT_OFFSET, &(header.hop_limit() - 1))?;
+        }
+        self.write_summed(IP_OFFSET + address_offset::<Ipv6>(edit.side), &edit.new_address.0)
+    }
+}
+
+impl Packet for TcPacket<'_> {
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.context.len() as usize
+    }
+
+    #[inline(always)]
+    fn segments(&self) -> u64 {
+        // SAFETY: the context's pointer is valid while the program runs.
+        let segments = unsafe { (*self.context.skb.skb).gso_segs };
+        if segments == 0 { 1 } else { segments as u64 }
+    }
+
+    #[inline(always)]
+    fn read<T: FromBytes + Copy>(&self, offset: usize) -> Option<T> {
+        // SAFETY: `at` has compared the end, and any bytes are a `T`. BPF on the supported machines loads words at any
+        // address.
+        self.at::<T>(offset).map(|place| unsafe { *place })
+    }
+
+    #[inline(always)]
+    fn rewrite(&mut self, edit: &Edit) -> Result<(), Reason> {
+        if let Some(transport) = &edit.transport {
+            self.replace_address_sum(edit, transport)?;
+            self.replace_port(edit.side, transport)?;
+        }
+        match edit.family {
+            Family::V4 => self.rewrite_ipv4(edit),
+            Family::V6 => self.rewrite_ipv6(edit),
+        }
+    }
+
+    #[inline(always)]
+    fn set_link(&mut self, link: &Link) -> Result<(), Reason> {
+        self.write(0, *link)
+    }
+}
+
+#[inline(always)]
+const fn address_offset<I: IpHeader>(side: Side) -> usize {
+    match side {
+        Side::Source => I::SOURCE_OFFSET,
+        Side::Destination => I::DESTINATION_OFFSET,
+    }
+}
+
+/// RFC 768: a UDP checksum of zero means none and stays so; a sum that comes out as zero is sent as all ones.
+#[inline(always)]
+const fn zero_flag(protocol: Protocol) -> u64 {
+    match protocol {
+        Protocol::UDP => BPF_F_MARK_MANGLED_0 as u64,
+        Protocol(_) => 0,
+    }
+}
+
+#[inline(always)]
+fn difference(old: &Addr, new: &Addr) -> u64 {
+    let (mut old, mut new) = (old.0, new.0);
+    // SAFETY: both buffers are live and of that many bytes.
+    unsafe { bpf_csum_diff(old.as_mut_ptr(), 16, new.as_mut_ptr(), 16, 0) as u64 }
+}
+
+#[inline(always)]
+const fn accepted(result: i64) -> Result<(), Reason> {
+    if result < 0 { Err(Reason::RewriteRefused) } else { Ok(()) }
+}

@@ -1,0 +1,341 @@
+//! The flow table with real threads.
+
+use std::{collections::BTreeSet, thread, vec::Vec};
+
+use lb_common::{
+    addr::{Addr, Port, Protocol},
+    backend::{Backend, BackendId, BackendState, EndpointId},
+    flow::{Client, Entry, FlowState, Word},
+    reason::Reason,
+    selector::{Index, NthRule, Slot},
+    service::{FrontendId, Policy, ServiceId, SocketKey},
+};
+
+use super::{Begun, begin, find_by_endpoint, find_by_frontend, state::From};
+use crate::{
+    atomic::Shared,
+    kernel::Kernel,
+    select::Chooser,
+    testing::{Cpu, Maps},
+    wire::TcpFlags,
+};
+
+const SERVICE: ServiceId = ServiceId(1);
+const FRONTEND: FrontendId = FrontendId(1);
+const OTHER_FRONTEND: FrontendId = FrontendId(2);
+
+/// Maps with so many backends, each an endpoint of its own, and a policy over one slot each.
+fn maps(buckets: usize, backends: u32) -> Maps {
+    let mut maps = Maps::new(buckets, 2);
+    let slots: Vec<u64> = (1..=backends).map(|n| slot(n).to_word()).collect();
+    maps.write_slots(0, &slots);
+    maps.cursors.insert(SERVICE, Shared::new(0));
+    for n in 1..=backends {
+        let key = SocketKey::new(Addr::from_v4_word(n), Port::new(53), Protocol::UDP);
+        maps.put_backend(
+            BackendId(n),
+            Backend {
+                way: 0,
+                state: BackendState::Use.to_word(),
+                endpoint: EndpointId(n),
+                key,
+                service: SERVICE,
+                zero: [0; 6],
+            },
+        );
+    }
+    maps
+}
+
+fn slot(n: u32) -> Slot {
+    Slot { backend: BackendId(n), endpoint: EndpointId(n) }
+}
+
+fn policy(index: Index, count: u32) -> Policy {
+    Policy {
+        index: index.to_word(),
+        flags: 0,
+        slots_chunk: 0,
+        slots_start: 0,
+        slots_count: count,
+        service: SERVICE,
+        zero: [0; 10],
+    }
+}
+
+/// Clients that are scattered, as real ones are.
+fn client(n: u32) -> Client {
+    Client {
+        address: Addr::from_v4_word(n.wrapping_mul(0x9e37_79b1)),
+        port: Port((n.wrapping_mul(0x85eb_ca6b) >> 16) as u16),
+        protocol: Protocol::UDP,
+    }
+}
+
+fn start(cpu: &Cpu<'_>, policy: &Policy, n: u32, frontend: FrontendId, state: FlowState) -> Result<Begun, Reason> {
+    let chooser = Chooser::new(
+        policy,
+        cpu.cursor(SERVICE).expect("the service has a cursor"),
+        cpu.slots(0).expect("there is one chunk"),
+        cpu,
+    )
+    .expect("the policy is sound");
+    begin(cpu, client(n), frontend, state, &chooser)
+}
+
+/// Every flow in the table.
+fn flows(maps: &Maps) -> Vec<(FlowState, Entry)> {
+    let mut flows = Vec::new();
+    for bucket in &maps.flows {
+        for (word, entry) in bucket.words.iter().zip(&bucket.entries) {
+            let state = Word(word.load()).state();
+            if state != FlowState::Free {
+                flows.push((state, Entry::from_words(std::array::from_fn(|i| entry[i].load()))));
+            }
+        }
+    }
+    flows
+}
+
+fn assert_consistent(maps: &Maps) {
+    let flows = flows(maps);
+    let of_frontend: BTreeSet<_> = flows.iter().map(|(_, e)| (e.client, e.frontend)).collect();
+    assert_eq!(of_frontend.len(), flows.len(), "a flow is in the table twice");
+    let of_endpoint: BTreeSet<_> = flows.iter().map(|(_, e)| (e.client, e.endpoint)).collect();
+    assert_eq!(of_endpoint.len(), flows.len(), "an endpoint serves a client's port for two frontends");
+    assert!(flows.iter().all(|(state, _)| *state != FlowState::Busy), "an entry stayed busy");
+    for (id, active) in &maps.active {
+        let in_table = flows.iter().filter(|(_, e)| e.backend == *id).count() as u64;
+        assert_eq!(active.load(), in_table, "active flows of backend {}", id.0);
+    }
+}
+
+#[test]
+fn the_same_new_flow_on_two_cpus_draws_one_ticket() {
+    const FLOWS: u32 = 40_000;
+    let maps = maps(1 << 14, 7);
+    let policy = policy(Index::Cursor, 7);
+    thread::scope(|scope| {
+        for seed in 0..2 {
+            let (maps, policy) = (&maps, &policy);
+            scope.spawn(move || {
+                let cpu = Cpu::new(maps, seed);
+                for n in 0..FLOWS {
+                    start(&cpu, policy, n, FRONTEND, FlowState::Udp).expect("there is room");
+                }
+            });
+        }
+    });
+    assert_eq!(maps.cursors[&SERVICE].load(), FLOWS as u64);
+    let counts: Vec<u64> = maps.active.values().map(Shared::load).collect();
+    let (min, max) = (counts.iter().min(), counts.iter().max());
+    assert!(max.zip(min).is_some_and(|(max, min)| max - min <= 1), "{counts:?}");
+    assert_consistent(&maps);
+}
+
+#[test]
+fn two_cpus_coming_and_going_leave_the_table_consistent() {
+    let maps = maps(1 << 5, 7);
+    let policy = policy(Index::Cursor, 7);
+    thread::scope(|scope| {
+        for seed in 1..=2 {
+            let (maps, policy) = (&maps, &policy);
+            scope.spawn(move || {
+                let cpu = Cpu::new(maps, seed);
+                for i in 0..200_000_u32 {
+                    let n = cpu.random() % 512;
+                    let frontend = FrontendId(1 + cpu.random() % 2);
+                    let state = [FlowState::HalfOpen, FlowState::Established, FlowState::Udp, FlowState::Udp]
+                        [(cpu.random() % 4) as usize];
+                    match find_by_frontend(&cpu, client(n), frontend) {
+                        Some(found) if cpu.random().is_multiple_of(8) => found.evict(&cpu),
+                        Some(found) => found.note(cpu.now(), From::Client, TcpFlags::ACK),
+                        None => match start(&cpu, policy, n, frontend, state) {
+                            Ok(_) | Err(Reason::FlowTableFull | Reason::Contention) => {}
+                            Err(reason) => panic!("{reason:?}"),
+                        },
+                    }
+                    if i.is_multiple_of(64) {
+                        maps.tick.fetch_add(5);
+                    }
+                }
+            });
+        }
+    });
+    assert_consistent(&maps);
+}
+
+#[test]
+fn a_flow_is_found_from_both_directions() {
+    let maps = maps(16, 3);
+    let cpu = Cpu::new(&maps, 1);
+    let policy = policy(Index::Cursor, 3);
+    for n in 0..30 {
+        let Ok(Begun::Made { backend, is_diverted: false }) = start(&cpu, &policy, n, FRONTEND, FlowState::Udp) else {
+            panic!("flow {n} was not made");
+        };
+        let forward = find_by_frontend(&cpu, client(n), FRONTEND).expect("the forward look-up finds it");
+        let reply = find_by_endpoint(&cpu, client(n), EndpointId(backend.0)).expect("the reply look-up finds it");
+        assert_eq!((forward.backend, reply.backend, reply.frontend), (backend, backend, FRONTEND));
+        assert!(find_by_frontend(&cpu, client(n), OTHER_FRONTEND).is_none());
+        assert!(find_by_endpoint(&cpu, client(n), EndpointId(backend.0 % 3 + 1)).is_none());
+    }
+}
+
+#[test]
+fn a_client_s_second_frontend_gets_another_backend() {
+    let maps = maps(16, 4);
+    let cpu = Cpu::new(&maps, 1);
+    let policy = policy(Index::Cursor, 4);
+    let Ok(Begun::Made { backend, .. }) = start(&cpu, &policy, 1, FRONTEND, FlowState::Udp) else { panic!() };
+    maps.cursors[&SERVICE].store(0); // it would be the first backend's turn again
+    let second = start(&cpu, &policy, 1, OTHER_FRONTEND, FlowState::Udp);
+    let other = BackendId(backend.0 + 1);
+    assert_eq!(second, Ok(Begun::Made { backend: other, is_diverted: true }));
+    assert_consistent(&maps);
+}
+
+#[test]
+fn with_one_backend_a_client_s_second_frontend_is_refused() {
+    let maps = maps(16, 1);
+    let cpu = Cpu::new(&maps, 1);
+    let policy = policy(Index::Cursor, 1);
+    start(&cpu, &policy, 1, FRONTEND, FlowState::Udp).expect("there is room");
+    assert_eq!(start(&cpu, &policy, 1, OTHER_FRONTEND, FlowState::Udp), Ok(Begun::Clash));
+    assert_consistent(&maps);
+}
+
+#[test]
+fn a_flood_of_half_open_flows_evicts_no_established_one() {
+    let maps = maps(64, 4);
+    let cpu = Cpu::new(&maps, 1);
+    let policy = policy(Index::Cursor, 4);
+    for n in 0..150 {
+        start(&cpu, &policy, n, FRONTEND, FlowState::Established).expect("there is room");
+    }
+    for n in 1000..50_000 {
+        match start(&cpu, &policy, n, FRONTEND, FlowState::HalfOpen) {
+            Ok(_) | Err(Reason::FlowTableFull) => {}
+            Err(reason) => panic!("{reason:?}"),
+        }
+    }
+    for n in 0..150 {
+        assert!(find_by_frontend(&cpu, client(n), FRONTEND).is_some(), "flow {n} was evicted");
+    }
+    assert_consistent(&maps);
+}
+
+#[test]
+fn a_table_full_of_established_flows_refuses_and_draws_no_ticket() {
+    let maps = maps(2, 4);
+    let cpu = Cpu::new(&maps, 1);
+    let policy = policy(Index::Cursor, 4);
+    for n in 0..16 {
+        start(&cpu, &policy, n, FRONTEND, FlowState::Established).expect("there is room");
+    }
+    assert_eq!(start(&cpu, &policy, 99, FRONTEND, FlowState::Established), Err(Reason::FlowTableFull));
+    assert_eq!(maps.cursors[&SERVICE].load(), 16);
+    assert_consistent(&maps);
+}
+
+#[test]
+fn expired_flows_make_room_and_are_counted_down() {
+    let maps = maps(2, 4);
+    let cpu = Cpu::new(&maps, 1);
+    let policy = policy(Index::Cursor, 4);
+    for n in 0..16 {
+        start(&cpu, &policy, n, FRONTEND, FlowState::Udp).expect("there is room");
+    }
+    maps.wait_seconds(29);
+    assert_eq!(start(&cpu, &policy, 50, FRONTEND, FlowState::Udp), Err(Reason::FlowTableFull));
+    maps.wait_seconds(10);
+    for n in 100..116 {
+        start(&cpu, &policy, n, FRONTEND, FlowState::Udp).expect("the old ones have expired");
+    }
+    assert_consistent(&maps);
+    assert!((100..116).all(|n| find_by_frontend(&cpu, client(n), FRONTEND).is_some()));
+}
+
+#[test]
+fn each_new_flow_sweeps_a_little() {
+    let maps = maps(64, 4);
+    let cpu = Cpu::new(&maps, 1);
+    let policy = policy(Index::Cursor, 4);
+    for n in 0..200 {
+        start(&cpu, &policy, n, FRONTEND, FlowState::Udp).expect("there is room");
+    }
+    maps.wait_seconds(60);
+    for n in 1000..1064 {
+        start(&cpu, &policy, n, FRONTEND, FlowState::Udp).expect("there is room");
+    }
+    // 64 inserts have looked at each of the 64 buckets once.
+    assert_eq!(flows(&maps).len(), 64);
+    assert_consistent(&maps);
+}
+
+#[test]
+fn a_refreshed_flow_does_not_expire() {
+    let maps = maps(2, 1);
+    let cpu = Cpu::new(&maps, 1);
+    let policy = policy(Index::Cursor, 1);
+    start(&cpu, &policy, 1, FRONTEND, FlowState::Udp).expect("there is room");
+    for n in 0..10 {
+        maps.wait_seconds(20);
+        find_by_frontend(&cpu, client(1), FRONTEND)
+            .expect("it was seen 20 s ago")
+            .note(cpu.now(), From::Client, TcpFlags::default());
+        start(&cpu, &policy, 100 + n, FRONTEND, FlowState::Udp).expect("there is room");
+    }
+    assert!(find_by_frontend(&cpu, client(1), FRONTEND).is_some());
+}
+
+#[test]
+fn the_clock_may_wrap_around() {
+    let maps = maps(2, 1);
+    maps.tick.store(lb_common::flow::Tick::MASK as u64 - 10);
+    let cpu = Cpu::new(&maps, 1);
+    let policy = policy(Index::Cursor, 1);
+    start(&cpu, &policy, 1, FRONTEND, FlowState::Established).expect("there is room");
+    maps.wait_seconds(60);
+    for n in 0..200 {
+        let _ = start(&cpu, &policy, 100 + n, FRONTEND, FlowState::HalfOpen);
+    }
+    assert!(find_by_frontend(&cpu, client(1), FRONTEND).is_some());
+}
+
+#[test]
+fn an_unmatched_choice_draws_a_ticket_and_leaves_no_flow() {
+    let maps = maps(16, 2);
+    let rules: Vec<u64> =
+        [1, 2].into_iter().flat_map(|n| NthRule { every: 4, packet: 0, slot: slot(n) }.to_words()).collect();
+    maps.write_slots(0, &rules);
+    let cpu = Cpu::new(&maps, 1);
+    let policy = policy(Index::Chain, 2);
+    let mut taken = Vec::new();
+    for n in 0..16 {
+        taken.push(match start(&cpu, &policy, n, FRONTEND, FlowState::Udp) {
+            Ok(Begun::Made { backend, .. }) => backend.0,
+            Ok(Begun::Unmatched) => 0,
+            other => panic!("{other:?}"),
+        });
+    }
+    // Rule one takes 0, 4, 8, 12; of the rest, numbered anew, rule two takes 0, 4, 8.
+    assert_eq!(taken, [1, 2, 0, 0, 1, 0, 2, 0, 1, 0, 0, 2, 1, 0, 0, 0]);
+    assert_eq!(maps.cursors[&SERVICE].load(), 16);
+    assert_consistent(&maps);
+}
+
+#[test]
+fn random_choices_reach_every_slot() {
+    let maps = maps(1 << 12, 5);
+    let cpu = Cpu::new(&maps, 7);
+    let policy = policy(Index::Random, 5);
+    for n in 0..5000 {
+        start(&cpu, &policy, n, FRONTEND, FlowState::Udp).expect("there is room");
+    }
+    for (id, active) in &maps.active {
+        // 1000 expected; five standard deviations are 141.
+        assert!((859..=1141).contains(&active.load()), "backend {}: {}", id.0, active.load());
+    }
+    assert_eq!(maps.cursors[&SERVICE].load(), 0);
+}

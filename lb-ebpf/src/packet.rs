@@ -1,0 +1,80 @@
+//! What the data path asks of a packet, at whichever hook it was caught.
+
+use lb_common::{
+    addr::{Addr, Family, Port, Protocol},
+    reason::Reason,
+};
+use zerocopy::FromBytes;
+
+/// A packet from its link-layer header on.
+pub trait Packet {
+    /// Bytes of the whole packet, also of those not in reach of [`Packet::read`].
+    fn length(&self) -> usize;
+
+    /// Packets on the wire this stands for: more than one when a device or the stack merged segments.
+    fn segments(&self) -> u64;
+
+    /// A header at `offset`, by value: a rewrite moves the packet under any reference.
+    fn read<T: FromBytes + Copy>(&self, offset: usize) -> Option<T>;
+
+    /// Changes addresses, ports, hop limit and the checksums that cover them.
+    ///
+    /// # Errors
+    /// When the kernel refuses. The packet may be changed in part then and must not go on.
+    fn rewrite(&mut self, edit: &Edit) -> Result<(), Reason>;
+
+    /// Changes the link-layer addresses.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn set_link(&mut self, link: &Link) -> Result<(), Reason>;
+}
+
+/// Which end of a packet is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Where it comes from: a reply.
+    Source,
+    /// Where it goes: towards a backend.
+    Destination,
+}
+
+/// A change of one end of a packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Edit {
+    /// The family of both addresses.
+    pub family: Family,
+    /// Which end.
+    pub side: Side,
+    /// The address there now.
+    pub old_address: Addr,
+    /// The address it gets.
+    pub new_address: Addr,
+    /// Whether a hop is counted, as when the packet is routed past the stack.
+    pub is_hop: bool,
+    /// The port of that end; `None` in a later fragment, which has none.
+    pub transport: Option<TransportEdit>,
+}
+
+/// A change of one port.
+#[derive(Clone, Copy, Debug)]
+pub struct TransportEdit {
+    /// Bytes before the transport header.
+    pub offset: usize,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The port there now.
+    pub old_port: Port,
+    /// The port it gets.
+    pub new_port: Port,
+}
+
+/// Link-layer addresses in the order of the Ethernet header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Link {
+    /// The next hop's, as it lies in the packet.
+    pub destination: [u16; 3],
+    /// Our device's, as it lies in the packet.
+    pub source: [u16; 3],
+}

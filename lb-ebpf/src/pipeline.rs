@@ -1,0 +1,357 @@
+//! The story of a packet. It calls the stages and does nothing else.
+//!
+//! ```text
+//! parse → frontend → flow → select → rewrite → forward          (towards a backend)
+//! parse → flow (client side of the key) → rewrite → forward      (reply)
+//! ```
+//!
+//! Rare work runs in programs of its own: [`balance`] says with [`Step`] when [`begin_flow`] or [`query`] must go on.
+
+use lb_common::{
+    addr::Protocol,
+    backend::{Backend, BackendId, BackendState, Endpoint, Way},
+    flow::Client,
+    fragment::FragmentRecord,
+    reason::Reason,
+    service::{Frontend, FrontendId, Policy, SocketKey},
+    stats::{ServiceStats, Traffic},
+};
+
+use crate::{
+    flow::{self, Begun, state::From},
+    fragment,
+    kernel::{Kernel, Route, RouteQuery},
+    lookup,
+    packet::{Edit, Packet, Side, TransportEdit},
+    parse::{Fragment, Parsed},
+    reply::{self, Asked},
+    select::{Chooser, TRIES, Ticket},
+    wire::Ethernet,
+};
+
+/// What is to be done with a packet that is balanced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It is rewritten: send it on.
+    Send(Exit),
+    /// It opens a flow: go on with [`begin_flow`].
+    NewFlow,
+    /// It is a query of a per-packet service: go on with [`query`].
+    Query,
+}
+
+/// How a packet leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Through the host's stack.
+    Stack,
+    /// Out of a device whose neighbour the kernel looks up.
+    Neighbour {
+        /// The device.
+        ifindex: u32,
+    },
+    /// Through a veth into the namespace behind it.
+    Peer {
+        /// This end of the veth.
+        ifindex: u32,
+    },
+    /// Out of a device, its link-layer header being right already.
+    Link {
+        /// The device.
+        ifindex: u32,
+    },
+}
+
+/// On which side of the stack a reply was caught.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// It came in from the backend.
+    Ingress,
+    /// The stack sends it towards the client.
+    Egress,
+}
+
+/// A packet that may go to a frontend.
+///
+/// # Errors
+/// Why it is not balanced; [`Reason::NotOurs`] when it goes to no frontend.
+#[inline(always)]
+pub fn balance<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed) -> Result<Step, Reason> {
+    if let Fragment::Later { identification } = parsed.fragment {
+        let record = fragment::follow(kernel, parsed, identification)?;
+        if record.direction != FragmentRecord::FORWARD {
+            return Err(Reason::NotOurs);
+        }
+        let backend = kernel.backend(record.backend).ok_or(Reason::Inconsistent)?;
+        if !serves_old(&backend, parsed.protocol) {
+            return Err(Reason::FragmentUnknown);
+        }
+        return send(packet, kernel, parsed, record.frontend, record.backend, 0).map(Step::Send);
+    }
+    let frontend = lookup::frontend(kernel, parsed)?;
+    if parsed.protocol == Protocol::UDP && lookup::policy(kernel, &frontend)?.is_per_packet() {
+        return Ok(Step::Query);
+    }
+    let Some(found) = flow::find_by_frontend(kernel, sender(parsed), frontend.frontend) else {
+        return opening(parsed);
+    };
+    if found.opens_anew(parsed.flags) {
+        found.evict(kernel);
+        return opening(parsed);
+    }
+    let backend = kernel.backend(found.backend).ok_or(Reason::Inconsistent)?;
+    if !serves_old(&backend, parsed.protocol) {
+        found.evict(kernel);
+        return opening(parsed);
+    }
+    found.note(kernel.now(), From::Client, parsed.flags);
+    send(packet, kernel, parsed, frontend.frontend, found.backend, 0).map(Step::Send)
+}
+
+/// A packet that opens a flow.
+///
+/// # Errors
+/// Why it is not balanced.
+#[inline(always)]
+pub fn begin_flow<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed) -> Result<Exit, Reason> {
+    let frontend = lookup::frontend(kernel, parsed)?;
+    let policy = lookup::policy(kernel, &frontend)?;
+    let first = flow::state::first(parsed.protocol, parsed.flags).ok_or(Reason::NoFlow)?;
+    let chooser = chooser(kernel, &frontend, policy)?;
+    let begun = flow::begin(kernel, sender(parsed), frontend.frontend, first, &chooser)?;
+    let (drawn, result) = match begun {
+        Begun::Known(backend) => (ServiceStats::default(), Ok((backend, 0))),
+        Begun::Made { backend, is_diverted } => (ticket(is_diverted as u64, 0, 0), Ok((backend, 1))),
+        Begun::Unmatched => (ticket(0, 0, 1), Err(Reason::NoRuleMatched)),
+        Begun::Clash => (ticket(0, 1, 0), Err(Reason::Clash)),
+    };
+    kernel.count_service(frontend.service, &drawn);
+    let (backend, choices) = result?;
+    send(packet, kernel, parsed, frontend.frontend, backend, choices)
+}
+
+/// A query of a per-packet service.
+///
+/// # Errors
+/// Why it is not balanced.
+#[inline(always)]
+pub fn query<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed) -> Result<Exit, Reason> {
+    let frontend = lookup::frontend(kernel, parsed)?;
+    let policy = lookup::policy(kernel, &frontend)?;
+    let chooser = chooser(kernel, &frontend, policy)?;
+    let Ticket::Position(position) = chooser.draw() else {
+        kernel.count_service(frontend.service, &ticket(0, 0, 1));
+        return Err(Reason::NoRuleMatched);
+    };
+    let mut tries = 0;
+    let mut clashes = 0;
+    while tries < TRIES.get() {
+        tries += 1;
+        let slot = chooser.slot(position, clashes);
+        let refused = match reply::ask(kernel, sender(parsed), slot.endpoint, frontend.frontend) {
+            Asked::Noted => {
+                kernel.count_service(frontend.service, &ticket((clashes > 0) as u64, 0, 0));
+                return send(packet, kernel, parsed, frontend.frontend, slot.backend, 1);
+            }
+            Asked::Clash => {
+                clashes += 1;
+                continue;
+            }
+            Asked::Lost => continue,
+            Asked::NoRoom => Reason::ReplyTableFull,
+            Asked::Inconsistent => Reason::Inconsistent,
+        };
+        kernel.count_service(frontend.service, &ticket(0, 1, 0));
+        return Err(refused);
+    }
+    kernel.count_service(frontend.service, &ticket(0, 1, 0));
+    Err(if clashes > 0 { Reason::Clash } else { Reason::Contention })
+}
+
+/// A packet that may come from a backend.
+///
+/// # Errors
+/// Why it is not balanced; [`Reason::NotOurs`] when it answers nothing that went through a frontend.
+#[inline(always)]
+pub fn answer<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed, hook: Hook) -> Result<Exit, Reason> {
+    let (frontend, backend) = match parsed.fragment {
+        Fragment::Later { identification } => {
+            let record = fragment::follow(kernel, parsed, identification)?;
+            if record.direction != FragmentRecord::REPLY {
+                return Err(Reason::NotOurs);
+            }
+            (record.frontend, record.backend)
+        }
+        Fragment::Whole | Fragment::First { .. } => {
+            let endpoint = kernel.endpoint(&parsed.source_key()).ok_or(Reason::NotOurs)?;
+            asked_through(kernel, parsed, &endpoint)?
+        }
+    };
+    let way = Way::from_word(kernel.backend(backend).ok_or(Reason::Inconsistent)?.way);
+    if way == Way::Stack && hook == Hook::Ingress {
+        // It is rewritten where the stack sends it on; before that, routing and filters must see the backend's address.
+        return Ok(Exit::Stack);
+    }
+    let info = kernel.frontend_info(frontend).ok_or(Reason::Inconsistent)?;
+    send_back(packet, kernel, parsed, &info.key, frontend, backend, hook)
+}
+
+/// Which frontend and backend a reply belongs to.
+#[inline(always)]
+fn asked_through<K: Kernel>(
+    kernel: &K,
+    parsed: &Parsed,
+    endpoint: &Endpoint,
+) -> Result<(FrontendId, BackendId), Reason> {
+    if endpoint.flags & Endpoint::FLOWS != 0
+        && let Some(found) = flow::find_by_endpoint(kernel, receiver(parsed), endpoint.id)
+    {
+        found.note(kernel.now(), From::Backend, parsed.flags);
+        return Ok((found.frontend, found.backend));
+    }
+    if endpoint.flags & Endpoint::REPLIES != 0
+        && parsed.protocol == Protocol::UDP
+        && let Some(frontend) = reply::answer(kernel, receiver(parsed), endpoint.id)
+    {
+        return Ok((frontend, endpoint.backend));
+    }
+    Err(Reason::NotOurs)
+}
+
+/// Rewrites a packet towards a backend and says how it leaves. `choices` is what it adds to the backend's count of them.
+#[inline(always)]
+fn send<P: Packet, K: Kernel>(
+    packet: &mut P,
+    kernel: &K,
+    parsed: &Parsed,
+    frontend: FrontendId,
+    backend_id: BackendId,
+    choices: u64,
+) -> Result<Exit, Reason> {
+    let backend = kernel.backend(backend_id).ok_or(Reason::Inconsistent)?;
+    let exit = match Way::from_word(backend.way) {
+        Way::Stack => Exit::Stack,
+        Way::Neighbour { ifindex } => Exit::Neighbour { ifindex },
+        Way::Peer { ifindex } => Exit::Peer { ifindex },
+    };
+    let is_hop = exit != Exit::Stack;
+    if is_hop && parsed.hop_limit <= 1 {
+        return Err(Reason::HopLimit);
+    }
+    fragment::remember(kernel, parsed, FragmentRecord::FORWARD, frontend, backend_id);
+    let traffic =
+        Traffic { choices, packets_in: packet.segments(), bytes_in: ip_bytes(packet), ..Traffic::default() };
+    packet.rewrite(&edit(parsed, Side::Destination, &backend.key, is_hop))?;
+    kernel.count_traffic(backend_id, &traffic);
+    Ok(exit)
+}
+
+/// Rewrites a reply and says how it leaves.
+#[inline(always)]
+fn send_back<P: Packet, K: Kernel>(
+    packet: &mut P,
+    kernel: &K,
+    parsed: &Parsed,
+    asked: &SocketKey,
+    frontend: FrontendId,
+    backend: BackendId,
+    hook: Hook,
+) -> Result<Exit, Reason> {
+    let is_hop = hook == Hook::Ingress;
+    if is_hop && parsed.hop_limit <= 1 {
+        return Err(Reason::HopLimit);
+    }
+    fragment::remember(kernel, parsed, FragmentRecord::REPLY, frontend, backend);
+    let traffic =
+        Traffic { packets_out: packet.segments(), bytes_out: ip_bytes(packet), ..Traffic::default() };
+    // The route is asked before the rewrite, so that a reply that cannot leave is not changed.
+    let exit = match hook {
+        Hook::Egress => Exit::Stack,
+        Hook::Ingress => {
+            let query =
+                RouteQuery { family: parsed.family, source: asked.address, destination: parsed.destination };
+            match kernel.route(&query) {
+                Route::Link { ifindex, link } => {
+                    packet.set_link(&link)?;
+                    Exit::Link { ifindex }
+                }
+                Route::Resolve { ifindex } => Exit::Neighbour { ifindex },
+                Route::TooBig => return Err(Reason::TooBig),
+                Route::None => return Err(Reason::NoRoute),
+            }
+        }
+    };
+    packet.rewrite(&edit(parsed, Side::Source, asked, is_hop))?;
+    kernel.count_traffic(backend, &traffic);
+    Ok(exit)
+}
+
+#[inline(always)]
+fn edit(parsed: &Parsed, side: Side, new: &SocketKey, is_hop: bool) -> Edit {
+    let (old_address, old_port) = match side {
+        Side::Source => (parsed.source, parsed.source_port),
+        Side::Destination => (parsed.destination, parsed.destination_port),
+    };
+    let transport = match parsed.fragment {
+        Fragment::Later { .. } => None,
+        Fragment::Whole | Fragment::First { .. } => Some(TransportEdit {
+            offset: parsed.transport_offset(),
+            protocol: parsed.protocol,
+            old_port,
+            new_port: new.port,
+        }),
+    };
+    Edit {
+        family: parsed.family,
+        side,
+        old_address,
+        new_address: new.address,
+        is_hop,
+        transport,
+    }
+}
+
+/// A packet without a flow: it opens one, or it is the stack's, which may know it or answers with a reset.
+#[inline(always)]
+fn opening(parsed: &Parsed) -> Result<Step, Reason> {
+    match flow::state::first(parsed.protocol, parsed.flags) {
+        Some(_) => Ok(Step::NewFlow),
+        None => Err(Reason::NoFlow),
+    }
+}
+
+#[inline(always)]
+fn serves_old(backend: &Backend, protocol: Protocol) -> bool {
+    match BackendState::from_word(backend.state) {
+        BackendState::Use | BackendState::Drain => true,
+        BackendState::UdpGone => protocol == Protocol::TCP,
+        BackendState::Dead => false,
+    }
+}
+
+#[inline(always)]
+fn chooser<'k>(kernel: &'k impl Kernel, frontend: &Frontend, policy: &Policy) -> Result<Chooser<'k>, Reason> {
+    let cursor = kernel.cursor(frontend.service).ok_or(Reason::Inconsistent)?;
+    let slots = kernel.slots(policy.slots_chunk).ok_or(Reason::Inconsistent)?;
+    Chooser::new(policy, cursor, slots, kernel).ok_or(Reason::Inconsistent)
+}
+
+#[inline(always)]
+const fn ticket(diverted: u64, refused: u64, unmatched: u64) -> ServiceStats {
+    ServiceStats { tickets: 1, diverted, refused, unmatched }
+}
+
+#[inline(always)]
+fn sender(parsed: &Parsed) -> Client {
+    Client { address: parsed.source, port: parsed.source_port, protocol: parsed.protocol }
+}
+
+#[inline(always)]
+fn receiver(parsed: &Parsed) -> Client {
+    Client { address: parsed.destination, port: parsed.destination_port, protocol: parsed.protocol }
+}
+
+#[inline(always)]
+fn ip_bytes(packet: &impl Packet) -> u64 {
+    (packet.length() - Ethernet::LENGTH) as u64
+}

@@ -1,0 +1,109 @@
+//! A ticket → a slot: the kernel's few index functions.
+
+use lb_common::{
+    limits::NTH_RULES_MAX,
+    selector::{Index, NthRule, Slot},
+    service::Policy,
+};
+
+use crate::{
+    atomic::{Hidden, Shared},
+    kernel::{Kernel, SlotChunk, forget, slot_word},
+};
+
+/// Slots tried before a clash refuses a choice.
+pub static TRIES: Hidden = Hidden(4);
+
+/// Everything a choice needs, fetched beforehand: under the flow table's lock nothing can be looked up.
+#[derive(Clone, Copy)]
+pub struct Chooser<'k> {
+    index: Index,
+    cursor: &'k Shared,
+    slots: &'k SlotChunk,
+    start: u64,
+    count: u64,
+    /// Words from one slot to the next, and before the first: an nth rule has its numbers first.
+    stride: u64,
+    skip: u64,
+    random: u64,
+    scratch: &'k Shared,
+}
+
+/// A ticket drawn and what it leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ticket {
+    /// The position in the run of slots, or in the chain of rules, of the backend whose turn it is.
+    Position(u64),
+    /// No rule of the chain takes it.
+    Unmatched,
+}
+
+impl<'k> Chooser<'k> {
+    /// A chooser for `policy`; `None` where the record is not one this program knows.
+    #[inline(always)]
+    pub fn new(policy: &Policy, cursor: &'k Shared, slots: &'k SlotChunk, kernel: &'k impl Kernel) -> Option<Self> {
+        if policy.slots_count == 0 {
+            return None;
+        }
+        let index = policy.index()?;
+        let scratch = kernel.scratch()?;
+        let (stride, skip) = match index {
+            Index::Random | Index::Cursor => (1, 0),
+            Index::Chain => (NthRule::WORDS as u64, 1),
+        };
+        Some(Self {
+            index,
+            stride: forget(scratch, stride),
+            skip: forget(scratch, skip),
+            cursor,
+            slots,
+            start: policy.slots_start as u64,
+            count: policy.slots_count as u64,
+            random: kernel.random() as u64,
+            scratch,
+        })
+    }
+
+    /// Draws a ticket. The cursor moves here and nowhere else.
+    #[inline(always)]
+    pub fn draw(&self) -> Ticket {
+        match self.index {
+            // Multiply and shift: no bias beyond 2⁻³² · count, and no division.
+            Index::Random => Ticket::Position((self.random * self.count) >> 32),
+            Index::Cursor => Ticket::Position(self.cursor.fetch_add(1) % self.count),
+            Index::Chain => self.walk(self.cursor.fetch_add(1)),
+        }
+    }
+
+    /// The slot `tries` further than a position.
+    #[inline(always)]
+    pub fn slot(&self, position: u64, tries: u64) -> Slot {
+        let at = (position + tries) % self.count;
+        Slot::from_word(slot_word(self.slots, self.start + at * self.stride + self.skip))
+    }
+
+    /// Which rule of the chain takes choice number `choice`: each rule sees only what the rules before it left.
+    #[inline(always)]
+    fn walk(&self, choice: u64) -> Ticket {
+        let mut choice = choice;
+        let mut rule = 0;
+        // A constant bound, because the verifier must see that the loop ends.
+        while rule < NTH_RULES_MAX as u64 {
+            if rule >= self.count {
+                break;
+            }
+            let word = slot_word(self.slots, self.start + rule * NthRule::WORDS as u64);
+            let (every, packet) = (word & 0xffff_ffff, word >> 32);
+            if every == 0 {
+                break;
+            }
+            if choice % every == packet {
+                return Ticket::Position(forget(self.scratch, rule));
+            }
+            // Of the choices before this one, the rule took those numbered packet, packet + every, …
+            choice -= (choice + every - 1 - packet) / every;
+            rule += 1;
+        }
+        Ticket::Unmatched
+    }
+}

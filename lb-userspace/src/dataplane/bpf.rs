@@ -1,0 +1,519 @@
+//! The data path in the kernel: loads the programs, adopts or makes the maps, and carries out changes in them.
+//! Only this module holds what aya loads.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsFd as _, BorrowedFd},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions,
+    maps::{MapError, ProgramArray},
+    programs::{ProgramError, SchedClassifier},
+};
+use lb_common::{
+    backend::{BackendId, BackendState, Endpoint},
+    flow::Tick,
+    reply::REPLY_TIMEOUT_SECONDS,
+    service::ServiceWord,
+};
+
+use super::{
+    Counters, Dataplane, DataplaneError, Named,
+    host::{self, Unfit},
+    maps::Maps,
+    mmap::Access,
+    pins::{Lock, Pins, PinsError, Settings},
+    sweep::{self, Miscount, Swept, Ticks},
+    sys::{self, Grace, Shape},
+};
+use crate::{
+    capacity::Capacity,
+    plan::{change::Change, tables::Tables},
+};
+
+/// The programs and maps, as the build made them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("EVENKEEL_BPF_OBJECT"));
+
+/// The map that is not adopted: it belongs to the programs it was loaded with.
+const PROGRAMS: &str = "PROGRAMS";
+
+/// Gives the time; not attached anywhere.
+const READ_JIFFIES: &str = "read_jiffies";
+
+/// What the data path is opened with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where maps and links are pinned.
+    pub pins: Pins,
+    /// Where the lock file is; has to exist.
+    pub state: PathBuf,
+    /// Sizes of the maps.
+    pub capacity: Capacity,
+}
+
+/// What was found when the data path was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// The maps of an earlier controller were taken over, with all flows, cursors and counters.
+    pub is_adopted: bool,
+    /// There was no bpf filesystem, so one was mounted.
+    pub has_mounted: bool,
+}
+
+/// Why the data path could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The host lacks something.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    /// The pins cannot be used.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+    /// The object cannot be loaded.
+    #[error("programs: {0}")]
+    Object(#[from] EbpfError),
+    /// A program is refused.
+    #[error("program {name}: {}", whole(source))]
+    Program {
+        /// Its name.
+        name: &'static str,
+        /// What the kernel said.
+        source: ProgramError,
+    },
+    /// The program array cannot be filled.
+    #[error("map {PROGRAMS}: {0}")]
+    Map(#[from] MapError),
+    /// A question to the system was refused.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A program that is attached, by what it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Program {
+    /// Balances what clients send.
+    IngressClients,
+    /// Rewrites what backends answer.
+    IngressBackends,
+    /// Does both.
+    IngressBoth,
+    /// Rewrites answers that the stack forwards.
+    EgressClients,
+}
+
+impl Program {
+    /// Every program that is attached.
+    pub const ALL: [Self; 4] = [Self::IngressClients, Self::IngressBackends, Self::IngressBoth, Self::EgressClients];
+
+    /// The name in the object, in the kernel and in listings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::IngressClients => "ingress_clients",
+            Self::IngressBackends => "ingress_backends",
+            Self::IngressBoth => "ingress_both",
+            Self::EgressClients => "egress_clients",
+        }
+    }
+}
+
+/// Programs reached by tail call, in the order of their places in the program array.
+const TAILS: [&str; 2] = ["begin_flow", "query"];
+
+/// The data path in the kernel, owned: no other controller has it.
+#[derive(Debug)]
+pub struct Bpf {
+    maps: Maps,
+    ebpf: Ebpf,
+    pins: Pins,
+    generation: u64,
+    ticks: Ticks,
+    grace: Grace,
+    /// When backends of per-packet services were first seen removed: their answers may be late, and no table names them.
+    gone_since: BTreeMap<BackendId, Instant>,
+    _lock: Lock,
+}
+
+impl Bpf {
+    /// Takes over what an earlier controller left in the pins, or makes everything new. Attaches nothing.
+    ///
+    /// # Errors
+    /// When the host cannot run the data path, another controller has the pins, or they hold something else than this
+    /// version would make with these options.
+    pub fn open_or_create(options: &Options) -> Result<(Self, Opening), OpenError> {
+        host::check(&host::probe().map_err(|source| OpenError::Io { what: "/proc", source })?)?;
+        let pins = &options.pins;
+        let has_mounted = pins.create()?;
+        let lock = Lock::take(pins, &options.state)?;
+        let shapes = wanted_shapes(&options.capacity)?;
+        let adopted = pins.settings()?;
+        match &adopted {
+            Some(_) => pins.check_shapes(&shapes)?,
+            // Maps without settings are those of a controller that died while it made them.
+            None if pins.is_detached()? => remove_maps(pins, &shapes)?,
+            None => return Err(PinsError::Layout { path: pins.path().to_owned(), found: 0 }.into()),
+        }
+        let settings = match adopted {
+            Some(settings) => settings,
+            None => Settings::draw().map_err(|source| OpenError::Io { what: "a random secret", source })?,
+        };
+        let generation = pins.generations()?.last().map_or(1, |last| last + 1);
+        let loaded = load(options, &shapes, &settings, generation).and_then(|ebpf| {
+            if adopted.is_none() {
+                pins.write_settings(&settings)?;
+            }
+            Ok(ebpf)
+        });
+        let ebpf = match loaded {
+            Ok(ebpf) => ebpf,
+            Err(error) => {
+                undo(options, &shapes, adopted.is_none(), generation);
+                return Err(error);
+            }
+        };
+        let grace = Grace::probe().map_err(|source| OpenError::Io { what: "a grace period", source })?;
+        let bpf = Self {
+            maps: Maps::open(pins, Access::Write)?,
+            ebpf,
+            pins: pins.clone(),
+            generation,
+            ticks: Ticks::new(settings.jiffies_per_second),
+            grace,
+            gone_since: BTreeMap::new(),
+            _lock: lock,
+        };
+        Ok((bpf, Opening { is_adopted: adopted.is_some(), has_mounted }))
+    }
+
+    /// The maps, to look at.
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// The pins.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Evicts as [`Dataplane::sweep`] does and tells how much.
+    ///
+    /// # Errors
+    /// When a table cannot be read.
+    pub fn sweep_now(&mut self) -> Result<Swept, DataplaneError> {
+        let mut swept = sweep::sweep(&self.maps, &self.ticks, self.now()?)?;
+        swept.named.backends.extend(self.awaited()?);
+        Ok(swept)
+    }
+
+    /// Compares the counters of active flows with the flow table. Flows that come and go meanwhile may show.
+    pub fn audit(&self) -> Vec<Miscount> {
+        sweep::audit(&self.maps)
+    }
+
+    /// The time now, as the packet path sees it.
+    ///
+    /// # Errors
+    /// When the kernel refuses the test run.
+    pub fn now(&self) -> Result<Tick, DataplaneError> {
+        Ok(Tick::from_jiffies(u64::from(self.jiffies()?)))
+    }
+
+    /// The low half of the kernel's jiffies.
+    ///
+    /// # Errors
+    /// When the kernel refuses the test run.
+    pub fn jiffies(&self) -> Result<u32, DataplaneError> {
+        let refused = |source: io::Error| DataplaneError::Map {
+            map: "programs",
+            operation: format!("run {READ_JIFFIES}"),
+            source,
+        };
+        let program: &SchedClassifier = self
+            .ebpf
+            .program(READ_JIFFIES)
+            .and_then(|program| program.try_into().ok())
+            .expect("`load` has loaded this program");
+        // Any packet will do, but a test run wants an Ethernet header and something in it.
+        let packet = [0; 64];
+        let options = TestRunOptions { data_in: Some(&packet), ..TestRunOptions::default() };
+        program.test_run(options).map(|result| result.return_value).map_err(|error| refused(io::Error::other(error)))
+    }
+
+    /// Runs one packet through an attached program, without a device: its verdict and the packet after it.
+    ///
+    /// # Errors
+    /// When the kernel refuses the test run, as it does for less than an Ethernet header.
+    pub fn run_once(&self, program: Program, packet: &[u8]) -> Result<(i32, Vec<u8>), DataplaneError> {
+        let loaded: &SchedClassifier = self
+            .ebpf
+            .program(program.name())
+            .and_then(|program| program.try_into().ok())
+            .expect("`load` has loaded this program");
+        let mut after = vec![0; packet.len()];
+        let options =
+            TestRunOptions { data_in: Some(packet), data_out: Some(&mut after), ..TestRunOptions::default() };
+        let result = loaded.test_run(options).map_err(|error| DataplaneError::Map {
+            map: "programs",
+            operation: format!("run {}", program.name()),
+            source: io::Error::other(error),
+        })?;
+        Ok((result.return_value as i32, after))
+    }
+
+    /// Waits until no packet is under way that saw anything of before.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn wait_for_grace(&self) -> Result<(), DataplaneError> {
+        self.grace.wait().map_err(|source| DataplaneError::Map { map: "all", operation: "wait".to_owned(), source })
+    }
+
+    /// A loaded program, to attach.
+    pub(super) fn program(&self, program: Program) -> BorrowedFd<'_> {
+        let loaded: &SchedClassifier = self
+            .ebpf
+            .program(program.name())
+            .and_then(|program| program.try_into().ok())
+            .expect("`load` has loaded this program");
+        loaded.fd().expect("`load` has loaded this program").as_fd()
+    }
+
+    /// Forgets the program arrays of earlier loadings: their entries go, so no packet may be under way in their
+    /// programs, and none of those attached anywhere.
+    pub(super) fn retire_earlier(&self) -> Result<(), PinsError> {
+        let earlier: Vec<u64> =
+            self.pins.generations()?.into_iter().filter(|generation| *generation != self.generation).collect();
+        if earlier.is_empty() {
+            return Ok(());
+        }
+        let path = |generation| self.pins.programs(generation);
+        self.grace.wait().map_err(|source| PinsError::Io { path: path(self.generation), source })?;
+        for generation in earlier {
+            sys::unpin(&path(generation)).map_err(|source| PinsError::Io { path: path(generation), source })?;
+        }
+        Ok(())
+    }
+
+    /// Removed backends whose late answers the reply table still translates: by its key, which can be looked up but not
+    /// read back, so the time since they were first seen removed must do.
+    fn awaited(&mut self) -> Result<Vec<BackendId>, DataplaneError> {
+        const LATE: Duration = Duration::from_secs(REPLY_TIMEOUT_SECONDS as u64 + 1);
+        let mut removed = Vec::new();
+        for (id, record) in self.maps.backends_now() {
+            let is_removed = match record.state {
+                BackendState::Dead => true,
+                BackendState::Use => false,
+                BackendState::Drain => false,
+                BackendState::UdpGone => true,
+            };
+            if is_removed && self.maps.endpoint_flags(record.key)? & Endpoint::REPLIES != 0 {
+                removed.push(id);
+            }
+        }
+        self.gone_since.retain(|id, _| removed.contains(id));
+        for id in &removed {
+            self.gone_since.entry(*id).or_insert_with(Instant::now);
+        }
+        removed.retain(|id| self.gone_since.get(id).is_some_and(|since| since.elapsed() < LATE));
+        Ok(removed)
+    }
+}
+
+impl Dataplane for Bpf {
+    fn read(&self) -> Result<Tables, DataplaneError> {
+        self.maps.read()
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Result<(), DataplaneError> {
+        let mut rest = changes;
+        while let Some(first) = rest.first() {
+            let done = self.apply_first(first, rest)?;
+            rest = &rest[done..];
+        }
+        Ok(())
+    }
+
+    fn counters(&self) -> Result<Counters, DataplaneError> {
+        self.maps.counters()
+    }
+
+    fn sweep(&mut self) -> Result<Named, DataplaneError> {
+        Ok(self.sweep_now()?.named)
+    }
+}
+
+impl Bpf {
+    /// Applies the first of `changes` and those like it that follow; tells how many that were.
+    fn apply_first(&self, first: &Change, changes: &[Change]) -> Result<usize, DataplaneError> {
+        let maps = &self.maps;
+        match first {
+            Change::WriteFrontendInfo(..) => {
+                let (ids, infos) = leading(changes, |change| {
+                    if let Change::WriteFrontendInfo(id, info) = change { Some((id.0, *info)) } else { None }
+                });
+                maps.write_frontend_infos(&ids, &infos)?;
+                return Ok(ids.len());
+            }
+            Change::PutEndpoint(..) => {
+                let (keys, endpoints) = leading(changes, |change| {
+                    if let Change::PutEndpoint(key, endpoint) = change { Some((*key, *endpoint)) } else { None }
+                });
+                maps.put_endpoints(&keys, &endpoints)?;
+                return Ok(keys.len());
+            }
+            Change::PutFrontend(..) => {
+                let (keys, frontends) = leading(changes, |change| {
+                    if let Change::PutFrontend(key, frontend) = change { Some((*key, *frontend)) } else { None }
+                });
+                maps.put_frontends(&keys, &frontends)?;
+                return Ok(keys.len());
+            }
+            Change::WriteBackend(id, record) => maps.write_backend(*id, record)?,
+            Change::WriteRun(run, words) => maps.write_run(*run, words)?,
+            Change::WritePolicy(id, policy) => maps.write_policy(*id, *policy)?,
+            Change::StartService(id, cursor) => maps.start_service(*id, *cursor)?,
+            Change::SwapService(id, word) => maps.swap_service(*id, *word)?,
+            Change::RemoveFrontend(key) => maps.remove_frontend(*key)?,
+            Change::SetBackendState(id, state) => maps.set_backend_state(*id, *state)?,
+            Change::SetBackendWay(id, way) => maps.set_backend_way(*id, *way)?,
+            Change::Grace => self.wait_for_grace()?,
+            Change::RemoveEndpoint(key) => maps.remove_endpoint(*key)?,
+            Change::ClearBackend(id) => maps.clear_backend(*id)?,
+            Change::ClearFrontendInfo(id) => maps.clear_frontend_info(*id)?,
+            Change::ClearService(id) => maps.swap_service(*id, ServiceWord::default())?,
+        }
+        Ok(1)
+    }
+}
+
+/// The keys and values of the first changes, as far as `take` knows them.
+fn leading<K, V>(changes: &[Change], take: impl Fn(&Change) -> Option<(K, V)>) -> (Vec<K>, Vec<V>) {
+    changes.iter().map_while(take).unzip()
+}
+
+/// What this version would pin, by the name of the map: the object's own declarations, with the sizes of `capacity`.
+pub(super) fn wanted_shapes(capacity: &Capacity) -> Result<BTreeMap<String, Shape>, OpenError> {
+    let object = aya_obj::Object::parse(OBJECT).map_err(EbpfError::ParseError)?;
+    let entries = entries(capacity);
+    Ok(object
+        .maps
+        .iter()
+        // What begins with a dot is data of the programs, and new with them.
+        .filter(|(name, _)| !name.starts_with('.') && *name != PROGRAMS)
+        .map(|(name, map)| {
+            let shape = Shape {
+                kind: map.map_type(),
+                key_size: map.key_size(),
+                value_size: map.value_size(),
+                max_entries: entries.get(name.as_str()).copied().unwrap_or(map.max_entries()),
+                flags: map.map_flags(),
+            };
+            (name.clone(), shape)
+        })
+        .collect())
+}
+
+/// Entries of the maps whose size is not fixed.
+fn entries(capacity: &Capacity) -> BTreeMap<&'static str, u32> {
+    BTreeMap::from([
+        ("FRONTENDS", capacity.frontends),
+        ("FRONTEND_INFO", capacity.frontend_infos),
+        ("SERVICES", capacity.services),
+        ("CURSORS", capacity.services),
+        ("SERVICE_STATS", capacity.services),
+        ("POLICIES", capacity.policies),
+        ("SLOTS", capacity.slot_chunks),
+        ("BACKENDS", capacity.backends),
+        ("ACTIVE", capacity.backends),
+        ("TRAFFIC", capacity.backends),
+        ("ENDPOINTS", capacity.endpoints),
+        ("FLOWS", capacity.flow_buckets),
+        ("REPLIES", capacity.reply_buckets),
+        ("FRAGMENTS", capacity.fragments),
+    ])
+}
+
+/// Loads every program. Maps that are pinned are used, others made and pinned.
+fn load(
+    options: &Options,
+    shapes: &BTreeMap<String, Shape>,
+    settings: &Settings,
+    generation: u64,
+) -> Result<Ebpf, OpenError> {
+    let (pins, capacity) = (&options.pins, &options.capacity);
+    let ticks = Ticks::new(settings.jiffies_per_second);
+    let (flow_mask, reply_mask) = (capacity.flow_buckets - 1, capacity.reply_buckets - 1);
+    let mut loader = EbpfLoader::new();
+    loader
+        // Nothing in the programs depends on the layout of the kernel's own types.
+        .btf(None)
+        .override_global("FLOW_BUCKET_MASK", &flow_mask, true)
+        .override_global("REPLY_BUCKET_MASK", &reply_mask, true)
+        .override_global("SECRET", &settings.secret.0, true)
+        .override_global("STATE_TICKS", &ticks.states, true)
+        .override_global("REPLY_TICKS", &ticks.reply, true)
+        .override_global("REPLY_SETTLED_TICKS", &ticks.reply_settled, true)
+        .override_global("FRAGMENT_TICKS", &ticks.fragment, true)
+        .map_pin_path(PROGRAMS, pins.programs(generation));
+    for (name, entries) in entries(capacity) {
+        loader.map_max_entries(name, entries);
+    }
+    for name in shapes.keys() {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    let mut ebpf = loader.load(OBJECT)?;
+    for name in Program::ALL.into_iter().map(Program::name).chain(TAILS).chain([READ_JIFFIES]) {
+        let program: &mut SchedClassifier = ebpf
+            .program_mut(name)
+            .ok_or(OpenError::Program { name, source: ProgramError::UnexpectedProgramType })?
+            .try_into()
+            .map_err(|source| OpenError::Program { name, source })?;
+        program.load().map_err(|source| OpenError::Program { name, source })?;
+    }
+    let map = ebpf.take_map(PROGRAMS).expect("the object declares this map");
+    let mut programs = ProgramArray::try_from(map)?;
+    for (index, name) in (0..).zip(TAILS) {
+        let program: &SchedClassifier =
+            ebpf.program(name).and_then(|program| program.try_into().ok()).expect("was loaded above");
+        let fd = program.fd().map_err(|source| OpenError::Program { name, source })?;
+        programs.set(index, fd, 0)?;
+    }
+    Ok(ebpf)
+}
+
+/// Takes away what a loading that failed has pinned. Whatever else is wrong, its error is the one to tell.
+fn undo(options: &Options, shapes: &BTreeMap<String, Shape>, is_new: bool, generation: u64) {
+    drop(fs::remove_file(options.pins.programs(generation)));
+    if is_new {
+        drop(remove_maps(&options.pins, shapes));
+    }
+}
+
+fn remove_maps(pins: &Pins, shapes: &BTreeMap<String, Shape>) -> Result<(), PinsError> {
+    for name in shapes.keys() {
+        let path = pins.map(name);
+        sys::unpin(&path).map_err(|source| PinsError::Io { path, source })?;
+    }
+    Ok(())
+}
+
+/// An error with the causes that its own text leaves out, the verifier's among them.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

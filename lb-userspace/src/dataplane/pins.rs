@@ -1,0 +1,441 @@
+//! The folder of pins: what in it belongs to whom, who may use it now, and whether this program can read what it holds.
+//!
+//! ```text
+//! PINS/NAME                     a map, adopted by the next controller
+//! PINS/programs-N               the program array of the N-th loading; its programs tail-call through it
+//! PINS/links/IFINDEX-DIRECTION  a tcx link
+//! PINS/filters/IFINDEX-…        a clsact filter's program, and a mark for a clsact qdisc that we made
+//! PINS/mounted                  a folder, as a mark that we mounted the filesystem
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, TryLockError},
+    io::{self, Read as _, Seek as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use lb_common::{hash::Secret, limits::LAYOUT_VERSION};
+use zerocopy::IntoBytes as _;
+
+use super::sys::{self, Map, Shape};
+
+/// Where the pins are unless told otherwise.
+pub const DEFAULT_PINS: &str = "/sys/fs/bpf/evenkeel";
+
+/// Where bpf filesystems are mounted by habit.
+const DEFAULT_MOUNT: &str = "/sys/fs/bpf";
+
+/// The map that says what all others are.
+pub(super) const SETTINGS: &str = "SETTINGS";
+
+const SETTINGS_WORDS: usize = 32;
+const VERSION_WORD: usize = 0;
+const JIFFIES_WORD: usize = 1;
+const SECRET_WORD: usize = 2;
+
+/// Why a folder of pins cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PinsError {
+    /// Not on a bpf filesystem.
+    #[error("{} is not on a bpf filesystem; mount one (`mount -t bpf bpf {}`) or use {DEFAULT_PINS}", .0.display(), .0.display())]
+    NotBpffs(PathBuf),
+    /// Nothing there.
+    #[error("nothing is pinned in {}; is a controller running, with the same --pins?", .0.display())]
+    Absent(PathBuf),
+    /// Someone else's.
+    #[error(
+        "another controller{} uses {}; stop that one, or give this one its own --pins and --state", of_pid(*pid), path.display()
+    )]
+    InUse {
+        /// The folder, of pins or of the state.
+        path: PathBuf,
+        /// Its process, where it said so.
+        pid: Option<u32>,
+    },
+    /// Written by another version.
+    #[error(
+        "{} holds map layout {found}, this version reads layout {LAYOUT_VERSION}; go back to the version that wrote it, \
+         or remove it with `evenkeel detach` and start again (flows are lost)", path.display()
+    )]
+    Layout {
+        /// The folder.
+        path: PathBuf,
+        /// Its layout.
+        found: u64,
+    },
+    /// Made with other sizes.
+    #[error(
+        "pinned map {map} has {what} {found}, this configuration makes it {wanted}; start with the old [limits], or \
+         remove the pins with `evenkeel detach` and start again (flows are lost)"
+    )]
+    Shape {
+        /// The map.
+        map: String,
+        /// In what it differs.
+        what: &'static str,
+        /// What it has.
+        found: String,
+        /// What it would be given.
+        wanted: String,
+    },
+    /// One of the maps is not there.
+    #[error("pinned map {map} is missing in {}; remove the rest with `evenkeel detach` and start again", path.display())]
+    Missing {
+        /// The map.
+        map: String,
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Something cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// What was touched.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn of_pid(pid: Option<u32>) -> String {
+    pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
+}
+
+/// A folder of pins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pins(PathBuf);
+
+impl Pins {
+    /// The folder at `path`, whether or not it exists.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Makes the folder where it is missing; mounts the bpf filesystem where only that is missing and the folder is in
+    /// its usual place. Tells whether it mounted.
+    ///
+    /// # Errors
+    /// When there is no bpf filesystem, or it cannot be written.
+    pub fn create(&self) -> Result<bool, PinsError> {
+        let existing = self.0.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        let mounted = if sys::is_bpffs(existing).map_err(|error| io_error(existing, error))? {
+            false
+        } else if self.0.starts_with(DEFAULT_MOUNT) {
+            let mount = Path::new(DEFAULT_MOUNT);
+            sys::mount_bpffs(mount).map_err(|error| io_error(mount, error))?;
+            true
+        } else {
+            return Err(PinsError::NotBpffs(self.0.clone()));
+        };
+        for folder in [self.0.clone(), self.links(), self.filters()] {
+            fs::create_dir_all(&folder).map_err(|error| io_error(&folder, error))?;
+        }
+        if mounted {
+            let mark = self.mount_mark();
+            fs::create_dir(&mark).map_err(|error| io_error(&mark, error))?;
+        }
+        Ok(mounted)
+    }
+
+    /// The folder of tcx links.
+    pub(super) fn links(&self) -> PathBuf {
+        self.0.join("links")
+    }
+
+    /// The folder of clsact filters.
+    pub(super) fn filters(&self) -> PathBuf {
+        self.0.join("filters")
+    }
+
+    fn mount_mark(&self) -> PathBuf {
+        self.0.join("mounted")
+    }
+
+    /// The pin of a map.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// The pin of the program array of one loading.
+    pub(super) fn programs(&self, generation: u64) -> PathBuf {
+        self.0.join(format!("programs-{generation}"))
+    }
+
+    /// Every loading whose program array is still pinned.
+    pub(super) fn generations(&self) -> Result<Vec<u64>, PinsError> {
+        let mut generations: Vec<u64> = names(&self.0)?
+            .iter()
+            .filter_map(|name| name.strip_prefix("programs-").and_then(|number| number.parse().ok()))
+            .collect();
+        generations.sort_unstable();
+        Ok(generations)
+    }
+
+    /// Whether nothing is attached through these pins.
+    pub(super) fn is_detached(&self) -> Result<bool, PinsError> {
+        Ok(names(&self.links())?.is_empty() && names(&self.filters())?.is_empty())
+    }
+
+    /// What the pinned maps were made for; `None` where none were made, or not all.
+    pub(super) fn settings(&self) -> Result<Option<Settings>, PinsError> {
+        let path = self.map(SETTINGS);
+        let map = match Map::open(&path) {
+            Ok(map) => map,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error(&path, error)),
+        };
+        let mut words = [0_u64; SETTINGS_WORDS];
+        // The version is the first word whatever the layout, but only a map of this size can be read here.
+        if map.value_bytes() != size_of_val(&words) {
+            return Err(PinsError::Layout { path: self.0.clone(), found: 0 });
+        }
+        map.lookup(0_u32.as_bytes(), words.as_mut_bytes()).map_err(|error| io_error(&path, error))?;
+        match words[VERSION_WORD] {
+            0 => Ok(None),
+            version if version == u64::from(LAYOUT_VERSION) => Ok(Some(Settings::from_words(&words))),
+            found => Err(PinsError::Layout { path: self.0.clone(), found }),
+        }
+    }
+
+    /// Says what the maps are made for. The last step of making them: without it they are made again.
+    pub(super) fn write_settings(&self, settings: &Settings) -> Result<(), PinsError> {
+        let path = self.map(SETTINGS);
+        let map = Map::open(&path).map_err(|error| io_error(&path, error))?;
+        map.update(0_u32.as_bytes(), settings.to_words().as_bytes()).map_err(|error| io_error(&path, error))
+    }
+
+    /// Compares every pinned map with what would be made. aya takes a pinned map as it is, whatever its shape.
+    pub(super) fn check_shapes(&self, wanted: &BTreeMap<String, Shape>) -> Result<(), PinsError> {
+        for (name, wanted) in wanted {
+            let path = self.map(name);
+            let found = match Map::open(&path) {
+                Ok(map) => map.shape(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(PinsError::Missing { map: name.clone(), path: self.0.clone() });
+                }
+                Err(error) => return Err(io_error(&path, error)),
+            };
+            if let Some((what, found, wanted)) = difference(found, *wanted) {
+                return Err(PinsError::Shape { map: name.clone(), what, found, wanted });
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes every map and program array, then the folders. What else lies there stays, and so do they. Tells whether
+    /// the filesystem was mounted for these pins alone.
+    pub(super) fn remove_all(&self, maps: impl IntoIterator<Item = String>) -> Result<bool, PinsError> {
+        let programs = self.generations()?.into_iter().map(|generation| self.programs(generation));
+        for path in maps.into_iter().map(|name| self.map(&name)).chain(programs) {
+            sys::unpin(&path).map_err(|error| io_error(&path, error))?;
+        }
+        let has_mounted = self.mount_mark().exists();
+        for folder in [self.links(), self.filters(), self.mount_mark(), self.0.clone()] {
+            match fs::remove_dir(&folder) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                done => done.map_err(|error| io_error(&folder, error))?,
+            }
+        }
+        Ok(has_mounted)
+    }
+}
+
+/// Unmounts the bpf filesystem in its usual place, unless someone else has begun to use it.
+pub(super) fn unmount() -> Result<(), PinsError> {
+    let mount = Path::new(DEFAULT_MOUNT);
+    if names(mount)?.is_empty() { sys::unmount(mount).map_err(|error| io_error(mount, error)) } else { Ok(()) }
+}
+
+/// What all maps of a folder were made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Settings {
+    /// Jiffies in a second.
+    pub(super) jiffies_per_second: u32,
+    /// Where keys lie in the tables.
+    pub(super) secret: Secret,
+}
+
+impl Settings {
+    /// Those of a new set of maps.
+    pub(super) fn draw() -> io::Result<Self> {
+        let mut secret = Secret([0; Secret::WORDS]);
+        File::open("/dev/urandom")?.read_exact(secret.as_mut_bytes())?;
+        Ok(Self { jiffies_per_second: jiffies_per_second(sys::jiffy()?.as_nanos()), secret })
+    }
+
+    fn to_words(self) -> [u64; SETTINGS_WORDS] {
+        let mut words = [0; SETTINGS_WORDS];
+        words[VERSION_WORD] = u64::from(LAYOUT_VERSION);
+        words[JIFFIES_WORD] = u64::from(self.jiffies_per_second);
+        words[SECRET_WORD..SECRET_WORD + Secret::WORDS].copy_from_slice(&self.secret.0);
+        words
+    }
+
+    fn from_words(words: &[u64; SETTINGS_WORDS]) -> Self {
+        let secret = std::array::from_fn(|i| words[SECRET_WORD + i]);
+        Self { jiffies_per_second: words[JIFFIES_WORD] as u32, secret: Secret(secret) }
+    }
+}
+
+/// The kernel's HZ from the resolution of its coarse clocks, which is one jiffy in whole nanoseconds.
+fn jiffies_per_second(nanoseconds: u128) -> u32 {
+    let rounded = (1_000_000_000 + nanoseconds / 2) / nanoseconds.max(1);
+    u32::try_from(rounded).unwrap_or(u32::MAX)
+}
+
+/// The right to change what a folder of pins holds; given back when dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _pins: File,
+    _state: Option<File>,
+}
+
+impl Lock {
+    /// Takes it. The folder of pins has to be there; one for the state may be missing.
+    ///
+    /// # Errors
+    /// When another process has it.
+    pub fn take(pins: &Pins, state: &Path) -> Result<Self, PinsError> {
+        let file = if state.exists() { Some(Self::of_state(state)?) } else { None };
+        // Another controller with the same pins may have another state folder.
+        let folder = File::open(pins.path()).map_err(|error| io_error(pins.path(), error))?;
+        lock(&folder, pins.path(), None)?;
+        Ok(Self { _pins: folder, _state: file })
+    }
+
+    /// Locks a file that says who has the lock.
+    fn of_state(state: &Path) -> Result<File, PinsError> {
+        let path = state.join("lock");
+        let of_file = |error| io_error(&path, error);
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(of_file)?;
+        let mut pid = String::new();
+        file.read_to_string(&mut pid).map_err(of_file)?;
+        lock(&file, state, pid.trim().parse().ok())?;
+        file.rewind()
+            .and_then(|()| file.set_len(0))
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .map_err(of_file)?;
+        Ok(file)
+    }
+}
+
+fn lock(file: &File, path: &Path, pid: Option<u32>) -> Result<(), PinsError> {
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => PinsError::InUse { path: path.to_owned(), pid },
+        TryLockError::Error(error) => io_error(path, error),
+    })
+}
+
+/// The first difference, with both values.
+fn difference(found: Shape, wanted: Shape) -> Option<(&'static str, String, String)> {
+    if found.kind != wanted.kind {
+        return Some(("type", found.kind_name().to_owned(), wanted.kind_name().to_owned()));
+    }
+    [
+        ("key size", found.key_size, wanted.key_size),
+        ("value size", found.value_size, wanted.value_size),
+        ("max_entries", found.max_entries, wanted.max_entries),
+        ("flags", found.flags, wanted.flags),
+    ]
+    .into_iter()
+    .find(|(_, found, wanted)| found != wanted)
+    .map(|(what, found, wanted)| (what, found.to_string(), wanted.to_string()))
+}
+
+/// Names in a folder; none where there is no folder.
+pub(super) fn names(folder: &Path) -> Result<Vec<String>, PinsError> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(io_error(folder, error)),
+    };
+    let mut names = entries
+        .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| io_error(folder, error))?;
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn io_error(path: &Path, source: io::Error) -> PinsError {
+    PinsError::Io { path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_survive_their_map() {
+        let settings = Settings { jiffies_per_second: 250, secret: Secret(std::array::from_fn(|i| i as u64 * 3)) };
+        assert_eq!(Settings::from_words(&settings.to_words()), settings);
+        assert_eq!(settings.to_words()[VERSION_WORD], u64::from(LAYOUT_VERSION));
+    }
+
+    #[test]
+    fn two_drawn_secrets_differ() {
+        let draw = || Settings::draw().expect("there is a source of random numbers");
+        assert_ne!(draw().secret, draw().secret);
+    }
+
+    #[test]
+    fn the_usual_jiffies_are_recognised() {
+        for (nanoseconds, hz) in [(10_000_000, 100), (4_000_000, 250), (3_333_333, 300), (1_000_000, 1000)] {
+            assert_eq!(jiffies_per_second(nanoseconds), hz);
+        }
+    }
+
+    #[test]
+    fn every_part_of_a_shape_is_compared() {
+        let shape = Shape { kind: 2, key_size: 4, value_size: 64, max_entries: 100, flags: 1024 };
+        assert_eq!(difference(shape, shape), None);
+        for (other, what) in [
+            (Shape { kind: 1, ..shape }, "type"),
+            (Shape { key_size: 8, ..shape }, "key size"),
+            (Shape { value_size: 72, ..shape }, "value size"),
+            (Shape { max_entries: 101, ..shape }, "max_entries"),
+            (Shape { flags: 0, ..shape }, "flags"),
+        ] {
+            assert_eq!(difference(other, shape).map(|(what, ..)| what), Some(what));
+        }
+    }
+
+    #[test]
+    fn refusals_name_the_way_out() {
+        let message = PinsError::Shape {
+            map: "FLOWS".to_owned(),
+            what: "max_entries",
+            found: "1024".to_owned(),
+            wanted: "2048".to_owned(),
+        };
+        assert_eq!(
+            message.to_string(),
+            "pinned map FLOWS has max_entries 1024, this configuration makes it 2048; start with the old [limits], or \
+             remove the pins with `evenkeel detach` and start again (flows are lost)"
+        );
+        let message = PinsError::InUse { path: "/run/evenkeel".into(), pid: Some(7) };
+        assert_eq!(
+            message.to_string(),
+            "another controller (process 7) uses /run/evenkeel; stop that one, or give this one its own --pins and \
+             --state"
+        );
+        let message = PinsError::Layout { path: "/sys/fs/bpf/evenkeel".into(), found: 9 };
+        assert_eq!(
+            message.to_string(),
+            "/sys/fs/bpf/evenkeel holds map layout 9, this version reads layout 1; go back to the version that wrote \
+             it, or remove it with `evenkeel detach` and start again (flows are lost)"
+        );
+        let message = PinsError::NotBpffs("/tmp/pins".into());
+        assert_eq!(
+            message.to_string(),
+            "/tmp/pins is not on a bpf filesystem; mount one (`mount -t bpf bpf /tmp/pins`) or use /sys/fs/bpf/evenkeel"
+        );
+    }
+}

@@ -1,0 +1,17 @@
+//! The controller and the command line of Evenkeel.
+//!
+//! A change of configuration is read from left to right: `source` makes what is wanted (`model`) of a file, `plan`
+//! makes tables of that with the help of `selector`, and changes of the difference to what is programmed, and
+//! `dataplane` applies them.
+
+pub mod capacity;
+pub mod cli;
+pub mod dataplane;
+pub mod model;
+pub mod network;
+pub mod plan;
+pub mod reconcile;
+pub mod selector;
+pub mod settings;
+pub mod source;
+pub mod state;

@@ -1,0 +1,78 @@
+//! The exact content of the maps, as values: what a plan results in, and what is read back from a running data path.
+
+use std::collections::BTreeMap;
+
+use lb_common::{
+    addr::{Port, Protocol},
+    backend::{BackendId, BackendState, Endpoint, EndpointId, Way},
+    service::{Frontend, FrontendId, FrontendInfo, Policy, PolicyId, ServiceId, ServiceWord, SocketKey},
+};
+
+/// The content of all maps that configuration decides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// `FRONTENDS`: what is balanced.
+    pub frontends: BTreeMap<SocketKey, Frontend>,
+    /// `FRONTEND_INFO`, those removed from `frontends` included, until no flow names them.
+    pub frontend_infos: BTreeMap<FrontendId, FrontendInfo>,
+    /// `SERVICES`.
+    pub services: BTreeMap<ServiceId, ServiceWord>,
+    /// `POLICIES`, those in force only.
+    pub policies: BTreeMap<PolicyId, Policy>,
+    /// `SLOTS`: the words of each run of a policy in force.
+    pub runs: BTreeMap<Run, Vec<u64>>,
+    /// `BACKENDS`, removed ones included, until no flow names them.
+    pub backends: BTreeMap<BackendId, BackendRecord>,
+    /// `ENDPOINTS`: one for each address, port and protocol that a backend in `backends` has.
+    pub endpoints: BTreeMap<SocketKey, Endpoint>,
+}
+
+/// Where a run of slots begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Run {
+    /// Which large value of `SLOTS`.
+    pub chunk: u32,
+    /// First word in it.
+    pub start: u32,
+}
+
+/// A record of `BACKENDS`, typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackendRecord {
+    /// The service that uses it.
+    pub service: ServiceId,
+    /// Where it listens.
+    pub key: SocketKey,
+    /// The endpoint it is.
+    pub endpoint: EndpointId,
+    /// What may be sent to it.
+    pub state: BackendState,
+    /// How packets get there.
+    pub way: Way,
+}
+
+/// What a kernel service is known by from one plan to the next: a configured service compiles to one for each family,
+/// protocol and port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct ServiceKey {
+    /// The configured service's name.
+    pub name: String,
+    /// The family of its frontends and backends: 4 or 6.
+    pub family: u8,
+    /// The protocol's number.
+    pub protocol: u8,
+    /// The port of its frontends.
+    pub port: u16,
+}
+
+impl ServiceKey {
+    /// The protocol.
+    pub fn protocol(&self) -> Protocol {
+        Protocol(self.protocol)
+    }
+
+    /// The port of its frontends.
+    pub fn port(&self) -> Port {
+        Port::new(self.port)
+    }
+}

@@ -1,0 +1,583 @@
+//! The controller's story: wait, decide, plan, apply, report. What to bring about is decided in [`target`], what there is
+//! to wait for is in [`events`]; this file keeps the order.
+//!
+//! Maps are written before clients are let in, and replies are taken before packets bypass the stack. Whatever fails
+//! while running leaves what was in force.
+#![forbid(unsafe_code)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::IpAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use lb_common::{
+    backend::{BackendId, BackendState},
+    service::ServiceId,
+};
+use sd_notify::NotifyState;
+use tracing::{debug, info, warn};
+
+use crate::{
+    capacity::Capacity,
+    dataplane::{
+        Dataplane, DataplaneError, Named,
+        attach::{self, Direction, HookReport, Hooks, Mode, Role},
+        bpf::{Bpf, OpenError, Options as BpfOptions},
+        host,
+        pins::{Pins, PinsError},
+    },
+    model::{Desired, draft::Host},
+    network::{
+        View, hooks,
+        netlink::{Changes, Network, NetworkError},
+        way::Chosen,
+    },
+    plan::{
+        Plan,
+        change::{Change, diff},
+        plan,
+        tables::{BackendRecord, ServiceKey, Tables},
+    },
+    settings::{HookSetting, Settings, WaySetting},
+    source::file::{self, FileError, Loaded},
+    state::{HookState, LastChange, LastRefusal, LastSweep, Moment, ServiceState, State, StateError, WayState},
+};
+use events::{Event, Events};
+use target::Target;
+
+mod events;
+pub mod target;
+#[cfg(test)]
+mod tests;
+
+/// What the controller is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Where maps and links are pinned.
+    pub pins: PathBuf,
+    /// Where the state is written.
+    pub state: PathBuf,
+    /// Instead of the file's.
+    pub way: Option<WaySetting>,
+    /// Instead of the file's.
+    pub hook: Option<HookSetting>,
+}
+
+/// Why the controller ended, or did not begin.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The configuration asks for what cannot be: everything that was wrong.
+    #[error("{}", .0.join("\n"))]
+    Refused(Vec<String>),
+    /// The network cannot be looked at.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The data path cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The data path cannot be changed.
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    /// The programs cannot be attached.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+    /// The state cannot be written.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Something of the system was refused.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Runs until it is told to stop, and leaves the data path running then.
+///
+/// # Errors
+/// When it cannot begin; once it runs, it tells of errors and goes on.
+pub async fn run(options: &Options) -> Result<(), RunError> {
+    let mut network = Network::open()?;
+    let mut changes = Changes::open()?;
+    let mut events = Events::open(&options.config)?;
+    let loaded = load(options, &network.view(&BTreeSet::new())?)?;
+    let (mut world, view) = start(options, loaded, &network, &mut changes).await?;
+    let mut view = view;
+    notify(&[NotifyState::Ready]);
+    loop {
+        let event = match events.next(&mut changes, &view).await {
+            Ok(event) => event,
+            Err(error) => {
+                warn!(%error, "changes of the network are not told; listening again");
+                changes = Changes::open()?;
+                Event::Network
+            }
+        };
+        match event {
+            Event::Stop => break,
+            Event::Reload => {
+                notify_reloading();
+                let told = reload(&mut world, options, &network, &view);
+                world.write_state();
+                notify(&[NotifyState::Ready, NotifyState::Status(told)]);
+            }
+            Event::Network => {}
+            Event::Sweep => world.sweep(),
+        }
+        let backends = target::backends(&world.desired);
+        match network.view(&backends) {
+            Ok(seen) => {
+                ask_for_neighbours(&network, &seen, &view, &backends);
+                view = seen;
+            }
+            Err(error) => {
+                warn!(%error, "the network cannot be looked at");
+                network = Network::open()?;
+            }
+        }
+        world.follow(&view);
+        world.write_state();
+    }
+    notify(&[NotifyState::Stopping]);
+    world.state.stopped = Some(Moment::now());
+    world.write_state();
+    info!("stopped; the data path goes on, `evenkeel detach` removes it");
+    Ok(())
+}
+
+/// Neighbours that answer at all do so within this time.
+const NEIGHBOURS_ANSWER: Duration = Duration::from_millis(300);
+
+async fn start(
+    options: &Options,
+    loaded: Loaded,
+    network: &Network,
+    changes: &mut Changes,
+) -> Result<(World<Bpf>, View), RunError> {
+    let backends = target::backends(&loaded.desired);
+    let mut view = network.view(&backends)?;
+    let deadline = tokio::time::Instant::now() + NEIGHBOURS_ANSWER;
+    while loaded.settings.way != WaySetting::Stack && !view.questions(&backends, &view).is_empty() {
+        ask_for_neighbours(network, &view, &view, &backends);
+        let answered = tokio::time::timeout_at(deadline, changes.next(&view)).await;
+        view = network.view(&backends)?;
+        match answered {
+            Ok(changed) => changed?,
+            Err(_too_late) => break,
+        }
+    }
+    let facts = host::probe().map_err(|source| RunError::System { what: "/proc".into(), source })?;
+    host::check(&facts).map_err(OpenError::from)?;
+    let system = |source| RunError::System { what: options.state.display().to_string(), source };
+    fs::create_dir_all(&options.state).map_err(system)?;
+    let known = State::read(&options.state)?.unwrap_or_default();
+    let capacity = Capacity::from(&loaded.settings.limits);
+    let pins = Pins::new(&options.pins);
+    let (bpf, opening) = Bpf::open_or_create(&BpfOptions { pins, state: options.state.clone(), capacity })?;
+    if opening.has_mounted {
+        info!("mounted a bpf filesystem on /sys/fs/bpf");
+    }
+    let what = if opening.is_adopted { "adopted from an earlier controller" } else { "new" };
+    info!(pins = %options.pins.display(), "data path {what}");
+    let state = State {
+        pid: std::process::id(),
+        started: Moment::now(),
+        config: options.config.clone(),
+        opening: what.into(),
+        ..State::default()
+    };
+    let mut world = World::new(bpf, attach_to_kernel, capacity, state, options.state.clone())?;
+    if opening.is_adopted {
+        world.remember(&known, &view);
+    }
+    world.begin(loaded, &view)?;
+    Ok((world, view))
+}
+
+fn load(options: &Options, view: &View) -> Result<Loaded, RunError> {
+    let cpus = Host::of_this_machine().map_err(|source| RunError::System { what: "/sys".into(), source })?.cpus;
+    // The names are the view's: `/sys` may show those of another namespace.
+    let host = Host { cpus, interfaces: Some(view.links.values().map(|link| link.name.clone()).collect()) };
+    let mut loaded = file::load(&options.config, &host).map_err(|error| match error {
+        FileError::Refused(complaints) => RunError::Refused(complaints.iter().map(ToString::to_string).collect()),
+        FileError::Unreadable { .. } => RunError::Refused(vec![error.to_string()]),
+    })?;
+    loaded.settings.way = options.way.unwrap_or(loaded.settings.way);
+    loaded.settings.hook = options.hook.unwrap_or(loaded.settings.hook);
+    Ok(loaded)
+}
+
+/// Brings about the file as it is now, or refuses it; tells which.
+fn reload<D: Dataplane>(world: &mut World<D>, options: &Options, network: &Network, view: &View) -> &'static str {
+    let reloaded = load(options, view).and_then(|loaded| {
+        let view = network.view(&target::backends(&loaded.desired))?;
+        world.reload(loaded, &view)
+    });
+    match reloaded {
+        Ok(()) => "configuration applied",
+        Err(error) => {
+            world.refuse(&error);
+            "configuration refused; what was running goes on"
+        }
+    }
+}
+
+fn ask_for_neighbours(network: &Network, view: &View, before: &View, backends: &BTreeSet<IpAddr>) {
+    for question in view.questions(backends, before) {
+        if let Err(error) = network.resolve(&question) {
+            debug!(neighbour = %question.address, interface = %view.name(question.device), %error, "not resolved");
+        }
+    }
+}
+
+fn notify_reloading() {
+    let mut states = vec![NotifyState::Reloading];
+    states.extend(NotifyState::monotonic_usec_now());
+    notify(&states);
+}
+
+/// Tells systemd, where it asked to be told.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        debug!(%error, "the service manager was not told");
+    }
+}
+
+/// Makes the hooks what is wanted.
+type Attach<D> = fn(&D, &BTreeMap<u32, Hooks>, HookSetting) -> Result<Vec<HookReport>, PinsError>;
+
+fn attach_to_kernel(
+    bpf: &Bpf,
+    wanted: &BTreeMap<u32, Hooks>,
+    setting: HookSetting,
+) -> Result<Vec<HookReport>, PinsError> {
+    let mode = match setting {
+        HookSetting::Auto | HookSetting::Tc => Mode::of_this_kernel(),
+    };
+    attach::apply(bpf, wanted, mode)
+}
+
+/// Everything the controller knows, and the data path it keeps.
+struct World<D> {
+    dataplane: D,
+    attach: Attach<D>,
+    capacity: Capacity,
+    desired: Desired,
+    settings: Settings,
+    target: Target,
+    /// What is programmed.
+    tables: Tables,
+    services: BTreeMap<ServiceKey, ServiceId>,
+    /// What is attached, as far as it is known.
+    hooks: BTreeMap<u32, Hooks>,
+    /// Replies are taken wherever they were before, and clients are already let in.
+    is_adopted: bool,
+    has_failed_hooks: bool,
+    state: State,
+    state_folder: PathBuf,
+}
+
+impl<D: Dataplane> World<D> {
+    fn new(
+        dataplane: D,
+        attach: Attach<D>,
+        capacity: Capacity,
+        state: State,
+        state_folder: PathBuf,
+    ) -> Result<Self, DataplaneError> {
+        Ok(Self {
+            tables: dataplane.read()?,
+            dataplane,
+            attach,
+            capacity,
+            desired: Desired::default(),
+            settings: Settings::default(),
+            target: Target::default(),
+            services: BTreeMap::new(),
+            hooks: BTreeMap::new(),
+            is_adopted: false,
+            has_failed_hooks: false,
+            state,
+            state_folder,
+        })
+    }
+
+    /// Takes over what an earlier controller knew beside the maps.
+    fn remember(&mut self, known: &State, view: &View) {
+        self.is_adopted = true;
+        self.services = known.services.iter().map(|service| (service.key.clone(), ServiceId(service.id))).collect();
+        self.state.services.clone_from(&known.services);
+        self.state.counted_from.clone_from(&known.counted_from);
+        let is_same = |hook: &&HookState| view.ifindex(&hook.interface) == Some(hook.ifindex);
+        let hooks = |hook: &HookState| {
+            let name = hook.interface.clone();
+            (hook.ifindex, Hooks { name, ingress: role_of(hook.ingress.as_deref()), egress: hook.egress })
+        };
+        self.hooks = known.hooks.iter().filter(is_same).map(hooks).collect();
+    }
+
+    /// Brings about the first configuration.
+    fn begin(&mut self, loaded: Loaded, view: &View) -> Result<(), RunError> {
+        self.settle(loaded, view, "start")
+    }
+
+    /// Brings about another configuration, or refuses it whole.
+    fn reload(&mut self, loaded: Loaded, view: &View) -> Result<(), RunError> {
+        if loaded.settings.limits != self.settings.limits {
+            let why = "[limits] are not those in force, and maps cannot grow while flows are in them; take the change \
+                       back, or stop the controller, remove the maps with `evenkeel detach` and start again (flows are \
+                       lost)";
+            return Err(RunError::Refused(vec![format!("{}: {why}", self.state.config.display())]));
+        }
+        self.settle(loaded, view, "configuration")
+    }
+
+    fn settle(&mut self, loaded: Loaded, view: &View, cause: &str) -> Result<(), RunError> {
+        let Loaded { desired, settings, warnings } = loaded;
+        let target = Target::decide(&desired, &settings, view, &self.target);
+        let mut faults = target.faults.clone();
+        let rejected = self.plan(&target, None).rejected;
+        faults.extend(rejected.iter().map(ToString::to_string).filter(|fault| !target.faults.contains(fault)));
+        if !faults.is_empty() {
+            return Err(RunError::Refused(faults));
+        }
+        for warning in &warnings {
+            warn!("{warning}");
+        }
+        self.settings = settings;
+        self.bring_about(target, view, None, cause)?;
+        self.desired = desired;
+        self.state.last_refusal = None;
+        self.state.warnings.extend(warnings.iter().map(ToString::to_string));
+        self.write_state();
+        Ok(())
+    }
+
+    /// Goes on as before, and says why.
+    fn refuse(&mut self, error: &RunError) {
+        let messages: Vec<String> = match error {
+            RunError::Refused(messages) => messages.clone(),
+            other => vec![other.to_string()],
+        };
+        for message in &messages {
+            warn!("{message}");
+        }
+        warn!("configuration refused; what was running goes on");
+        self.state.last_refusal = Some(LastRefusal { at: Moment::now(), messages });
+    }
+
+    /// Brings about what the network's present state asks for.
+    fn follow(&mut self, view: &View) {
+        let target = Target::decide(&self.desired, &self.settings, view, &self.target);
+        for fault in target.faults.iter().filter(|fault| !self.target.faults.contains(fault)) {
+            warn!("{fault}");
+        }
+        if target == self.target && !self.has_failed_hooks {
+            return;
+        }
+        if let Err(error) = self.bring_about(target, view, None, "network") {
+            warn!(%error, "the network has changed and could not be followed");
+        }
+    }
+
+    /// Evicts what is over, and frees what nothing names any more.
+    fn sweep(&mut self) {
+        let swept = self.dataplane.sweep().map_err(RunError::from).and_then(|named| {
+            self.state.last_sweep =
+                Some(LastSweep { at: Moment::now(), waiting_backends: named_and_removed(&self.tables, &named) });
+            let plan = self.plan(&self.target, Some(&named));
+            let changes = diff(&self.tables, &plan);
+            if changes.is_empty() {
+                return Ok(());
+            }
+            debug!(changes = changes.len(), "freed what no flow names");
+            self.apply(&changes, plan)?;
+            Ok(())
+        });
+        if let Err(error) = swept {
+            warn!(%error, "sweep");
+        }
+    }
+
+    /// Makes the data path what `target` says, in the order in which no packet notices.
+    fn bring_about(
+        &mut self,
+        mut target: Target,
+        view: &View,
+        named: Option<&Named>,
+        cause: &str,
+    ) -> Result<(), RunError> {
+        let started = Instant::now();
+        self.hooks.retain(|ifindex, _| view.links.contains_key(ifindex));
+        let mut unhooked = self.take_replies(&target)?;
+        if target.avoid(view, &unhooked) {
+            unhooked = self.take_replies(&target)?;
+        }
+        let plan = self.plan(&target, named);
+        let rejected: Vec<String> = plan.rejected.iter().map(ToString::to_string).collect();
+        let changes = diff(&self.tables, &plan);
+        let (stored, applied) = self.apply(&changes, plan)?;
+        let failed = self.attach(&target.hooks)?;
+        self.has_failed_hooks = !failed.is_empty() || !unhooked.is_empty();
+        self.is_adopted = false;
+        for warning in target.warnings.iter().filter(|warning| !self.state.warnings.contains(warning)) {
+            warn!("{warning}");
+        }
+        self.state.warnings = [&target.warnings[..], &target.faults, &rejected].concat();
+        self.state.warnings.dedup();
+        self.report_services(&target);
+        self.report_ways(&target, view);
+        self.target = target;
+        if !changes.is_empty() {
+            self.state.last_change = Some(LastChange {
+                at: Moment::now(),
+                cause: cause.into(),
+                changes: changes.len(),
+                stored_ms: stored.as_secs_f64() * 1e3,
+                applied_ms: applied.as_secs_f64() * 1e3,
+            });
+            info!(
+                cause,
+                services = self.tables.services.len(),
+                backends = self.tables.backends.len(),
+                changes = changes.len(),
+                stored = ?stored,
+                applied = ?applied,
+                whole = ?started.elapsed(),
+                "programmed"
+            );
+        }
+        Ok(())
+    }
+
+    /// Attaches whatever rewrites replies of `target`, and tells where that failed.
+    fn take_replies(&mut self, target: &Target) -> Result<BTreeMap<u32, String>, RunError> {
+        if self.is_adopted && self.hooks.is_empty() {
+            // Clients are let in already, who knows where: nothing may be taken away from them.
+            return self.attach(&target.hooks);
+        }
+        self.attach(&hooks::replies_first(&self.hooks, &target.hooks))
+    }
+
+    /// Makes the hooks what is wanted, and tells on which interfaces replies are not taken.
+    fn attach(&mut self, wanted: &BTreeMap<u32, Hooks>) -> Result<BTreeMap<u32, String>, RunError> {
+        if *wanted == self.hooks && !self.has_failed_hooks && !self.is_adopted {
+            return Ok(BTreeMap::new());
+        }
+        let reports = (self.attach)(&self.dataplane, wanted, self.settings.hook)?;
+        let failed = |report: &HookReport| Some((report.ifindex, report.outcome.as_ref().err()?.to_string()));
+        let is_ingress = |report: &&HookReport| report.direction == Direction::Ingress;
+        let unhooked: BTreeMap<u32, String> = reports.iter().filter(is_ingress).filter_map(failed).collect();
+        for (_, why) in reports.iter().filter_map(failed) {
+            warn!("{why}");
+        }
+        self.hooks.clone_from(wanted);
+        self.state.hooks = wanted.iter().map(|(ifindex, hooks)| hook_state(*ifindex, hooks, &reports)).collect();
+        Ok(unhooked)
+    }
+
+    fn plan(&self, target: &Target, named: Option<&Named>) -> Plan {
+        let seed = u64::from(self.state.pid) << 32 ^ self.state.started.0;
+        plan(&target.compiled, &target.words(), &self.tables, &self.services, named, &self.capacity, seed)
+    }
+
+    /// Applies the changes; tells the time until packets saw them and until nothing older was under way.
+    fn apply(&mut self, changes: &[Change], plan: Plan) -> Result<(Duration, Duration), DataplaneError> {
+        let started = Instant::now();
+        let grace = changes.iter().position(|change| *change == Change::Grace).unwrap_or(changes.len());
+        let (store, rest) = changes.split_at(grace);
+        let stored = self.dataplane.apply(store).map(|()| started.elapsed());
+        let applied = stored.and_then(|stored| self.dataplane.apply(rest).map(|()| (stored, started.elapsed())));
+        match applied {
+            Ok(times) => {
+                self.count_anew(&plan.tables)?;
+                self.tables = plan.tables;
+                self.services = plan.services;
+                Ok(times)
+            }
+            Err(error) => {
+                // Part of it is in force; the next plan has to begin with what there really is.
+                self.tables = self.dataplane.read()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Marks from where on choices tell how even the services are whose slots change.
+    fn count_anew(&mut self, next: &Tables) -> Result<(), DataplaneError> {
+        let is_new = |service: &ServiceId| self.tables.services.get(service) != next.services.get(service);
+        if next.services.keys().any(is_new) {
+            let counters = self.dataplane.counters()?;
+            for (id, _) in next.backends.iter().filter(|(_, record)| is_new(&record.service)) {
+                let choices = counters.traffic.get(id).map_or(0, |traffic| traffic.choices);
+                self.state.counted_from.insert(id.0, choices);
+            }
+        }
+        self.state.counted_from.retain(|id, _| next.backends.contains_key(&BackendId(*id)));
+        Ok(())
+    }
+
+    fn report_services(&mut self, target: &Target) {
+        let before = std::mem::take(&mut self.state.services);
+        let named = |(key, id): (&ServiceKey, &ServiceId)| match target.compiled.services.get(key) {
+            Some(service) => Some(ServiceState {
+                id: id.0,
+                key: key.clone(),
+                selector: service.choice.selector().to_string(),
+                schedule: service.schedule.name().into(),
+            }),
+            None => before.iter().find(|old| old.id == id.0 && old.key == *key).cloned(),
+        };
+        self.state.services = self.services.iter().filter_map(named).collect();
+    }
+
+    fn report_ways(&mut self, target: &Target, view: &View) {
+        let way = |(address, chosen): (&IpAddr, &Chosen)| WayState {
+            address: *address,
+            way: chosen.way.name().into(),
+            interface: chosen.port.or(chosen.device).map(|ifindex| view.name(ifindex)),
+            why: chosen.why.clone(),
+        };
+        self.state.ways = target.ways.iter().map(way).collect();
+    }
+
+    fn write_state(&self) {
+        if let Err(error) = self.state.write(&self.state_folder) {
+            warn!(%error, "the state is not written");
+        }
+    }
+}
+
+fn named_and_removed(tables: &Tables, named: &Named) -> usize {
+    let is_removed = |(id, record): &(&BackendId, &BackendRecord)| {
+        record.state == BackendState::UdpGone && named.backends.contains(id)
+    };
+    tables.backends.iter().filter(is_removed).count()
+}
+
+fn hook_state(ifindex: u32, hooks: &Hooks, reports: &[HookReport]) -> HookState {
+    let here = || reports.iter().filter(|report| report.ifindex == ifindex && report.program.is_some());
+    let faults = here().filter_map(|report| report.outcome.as_ref().err()).map(ToString::to_string);
+    let foreign = here().flat_map(|report| &report.foreign).map(ToString::to_string);
+    let why: BTreeSet<String> = faults.chain(foreign).collect();
+    HookState {
+        interface: hooks.name.clone(),
+        ifindex,
+        ingress: hooks.ingress.map(|role| role.name().into()),
+        egress: hooks.egress,
+        mode: here().next().map_or("none", |report| report.mode.name()).into(),
+        why: why.into_iter().collect::<Vec<_>>().join("; "),
+    }
+}
+
+fn role_of(name: Option<&str>) -> Option<Role> {
+    [Role::Clients, Role::Backends, Role::Both].into_iter().find(|role| Some(role.name()) == name)
+}

@@ -1,0 +1,246 @@
+//! What is to be brought about: a function of what is wanted, of the network and of what was chosen before.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use lb_common::{
+    addr::{Addr, Family},
+    backend::Way,
+};
+
+use crate::{
+    dataplane::attach::Hooks,
+    model::{
+        At, Desired,
+        resolve::{Compiled, resolve},
+    },
+    network::{
+        Route, View, hooks,
+        way::{self, Chosen},
+    },
+    settings::{Settings, WaySetting},
+};
+
+/// Services, ways and hooks, decided.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// The services of the kernel.
+    pub compiled: Compiled,
+    /// The way to each backend.
+    pub ways: BTreeMap<IpAddr, Chosen>,
+    /// The interfaces that clients come in by.
+    pub clients: BTreeSet<u32>,
+    /// The programs wanted on each interface.
+    pub hooks: BTreeMap<u32, Hooks>,
+    /// What cannot be as it was asked for. A configuration with any is refused; once in force, the rest goes on.
+    pub faults: Vec<String>,
+    /// What someone should look at.
+    pub warnings: Vec<String>,
+}
+
+impl Target {
+    /// Decides everything, `previous` being what was decided before.
+    pub fn decide(desired: &Desired, settings: &Settings, view: &View, previous: &Self) -> Self {
+        let compiled = resolve(desired, &view.addresses_by_name());
+        let (mut clients, homeless) = hooks::clients(view, &settings.interfaces, desired);
+        if !homeless.is_empty() {
+            clients.extend(previous.clients.iter().filter(|ifindex| view.links.contains_key(ifindex)));
+        }
+        let mut faults: Vec<String> = compiled.rejected.iter().map(ToString::to_string).collect();
+        faults.extend(homeless.iter().map(ToString::to_string));
+        let mut ways = BTreeMap::new();
+        for backend in backends(desired) {
+            let (chosen, fault) = choose(view, backend, settings.way, previous.ways.get(&backend));
+            ways.insert(backend, chosen);
+            faults.extend(fault);
+        }
+        let warnings = warnings(desired, view, &clients, &ways);
+        let hooks = hooks::wanted(view, &clients, &ways);
+        Self { compiled, ways, clients, hooks, faults, warnings }
+    }
+
+    /// The words that go into the maps.
+    pub fn words(&self) -> BTreeMap<IpAddr, Way> {
+        self.ways.iter().map(|(backend, chosen)| (*backend, chosen.way)).collect()
+    }
+
+    /// Gives up the ways whose replies would come in by an interface that could not be hooked; a reply that is not
+    /// rewritten would reach the client from a stranger. Tells whether there were any.
+    pub fn avoid(&mut self, view: &View, unhooked: &BTreeMap<u32, String>) -> bool {
+        let mut any = false;
+        for chosen in self.ways.values_mut() {
+            let replies = match chosen.way {
+                Way::Stack => continue,
+                Way::Neighbour { ifindex } | Way::Peer { ifindex } => ifindex,
+            };
+            if let Some(why) = unhooked.get(&replies) {
+                chosen.way = Way::Stack;
+                chosen.why = format!("replies cannot be taken: {why}");
+                any = true;
+            }
+        }
+        if any {
+            self.hooks = hooks::wanted(view, &self.clients, &self.ways);
+        }
+        any
+    }
+}
+
+/// The addresses of all backends.
+pub fn backends(desired: &Desired) -> BTreeSet<IpAddr> {
+    let targets = desired.services.iter().flat_map(|service| service.choice.backends());
+    targets.map(|target| target.address).collect()
+}
+
+/// The way that was asked for; where that cannot be, the one before or the best there is, and the fault.
+fn choose(view: &View, backend: IpAddr, setting: WaySetting, previous: Option<&Chosen>) -> (Chosen, Option<String>) {
+    match way::choose(view, backend, setting, previous) {
+        Ok(chosen) => (chosen, None),
+        Err(impossible) => {
+            let best = way::choose(view, backend, WaySetting::Auto, previous);
+            let chosen = best.unwrap_or_else(|_| unreachable!("the automatic choice is always possible"));
+            (chosen, Some(impossible.to_string()))
+        }
+    }
+}
+
+fn warnings(desired: &Desired, view: &View, clients: &BTreeSet<u32>, ways: &BTreeMap<IpAddr, Chosen>) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for service in &desired.services {
+        for listen in &service.listens {
+            if let At::Interface(name) = &listen.at {
+                match view.ifindex(name) {
+                    None => warnings.push(format!("service {}: there is no interface {name}", service.name)),
+                    Some(ifindex) if view.addresses.get(&ifindex).is_none_or(BTreeSet::is_empty) => {
+                        warnings.push(format!("service {}: interface {name} has no address", service.name));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+    }
+    if clients.is_empty() {
+        warnings.push("clients come in by no interface: nothing is balanced".into());
+    }
+    for family in Family::ALL {
+        let leaves = |backend: &&IpAddr| {
+            Addr::from(**backend).family() == family && !matches!(view.routes.get(backend), Some(Route::Local))
+        };
+        if let Some(backend) = ways.keys().find(leaves)
+            && !view.forwards.contains(&family)
+        {
+            let sysctl = match family {
+                Family::V4 => "net.ipv4.ip_forward",
+                Family::V6 => "net.ipv6.conf.all.forwarding",
+            };
+            warnings.push(format!(
+                "this host does not forward {family}: what backend {backend} answers, or is asked through the stack, \
+                 goes nowhere; set {sysctl} = 1"
+            ));
+        }
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::addr::Protocol;
+
+    use super::*;
+    use crate::{
+        model::{Choice, Listen, Schedule, Service, Target as Backend},
+        network::testing::{BR0, ETH3, V1, ip, lab},
+    };
+
+    fn desired(at: At, backends: &[&str]) -> Desired {
+        let backend = |text: &&str| Backend { address: ip(text), port: None };
+        Desired {
+            services: vec![Service {
+                name: "dns".into(),
+                listens: vec![Listen { at, port: 53, protocols: [Protocol::UDP].into() }],
+                schedule: Schedule::PerFlow,
+                choice: Choice::RoundRobin(backends.iter().map(backend).collect()),
+            }],
+        }
+    }
+
+    fn on_eth3(backends: &[&str]) -> Desired {
+        desired(At::Interface("eth3".into()), backends)
+    }
+
+    fn decide(desired: &Desired, settings: &Settings, view: &View) -> Target {
+        Target::decide(desired, settings, view, &Target::default())
+    }
+
+    #[test]
+    fn an_interface_means_all_its_addresses_of_the_backends_family() {
+        let target = decide(&on_eth3(&["10.0.0.2"]), &Settings::default(), &lab());
+        let frontends: Vec<String> =
+            target.compiled.services.values().flat_map(|one| &one.frontends).map(ToString::to_string).collect();
+        assert_eq!(frontends, ["192.0.2.53:53/udp", "192.0.2.54:53/udp"]);
+        assert_eq!(target.clients, [ETH3].into());
+        assert_eq!(target.words(), [(ip("10.0.0.2"), Way::Peer { ifindex: V1 })].into());
+        assert_eq!((target.faults, target.warnings), (Vec::new(), Vec::new()));
+    }
+
+    #[test]
+    fn a_way_that_cannot_be_is_a_fault_and_another_one_goes_on() {
+        let settings = Settings { way: WaySetting::RedirectPeer, ..Settings::default() };
+        let target = decide(&on_eth3(&["10.0.0.2", "10.0.0.4"]), &settings, &lab());
+        assert_eq!(target.ways[&ip("10.0.0.4")].way, Way::Neighbour { ifindex: BR0 });
+        assert_eq!(
+            target.faults,
+            ["backend 10.0.0.4: way redirect-peer cannot be: its link-layer address on br0 is not known yet; \
+              use `way = \"auto\"`"]
+        );
+    }
+
+    #[test]
+    fn clients_stay_where_they_were_when_an_address_is_taken_away() {
+        let desired = desired(At::Address(ip("192.0.2.53")), &["10.0.0.2"]);
+        let mut view = lab();
+        let before = decide(&desired, &Settings::default(), &view);
+        view.addresses.remove(&ETH3);
+        let after = Target::decide(&desired, &Settings::default(), &view, &before);
+        assert_eq!(after.clients, [ETH3].into());
+        assert_eq!(after.faults.len(), 1);
+    }
+
+    #[test]
+    fn a_backend_whose_replies_cannot_be_taken_is_reached_through_the_stack() {
+        let view = lab();
+        let mut target = decide(&on_eth3(&["10.0.0.2", "10.0.0.3"]), &Settings::default(), &view);
+        assert!(!target.avoid(&view, &[(99, "busy".to_owned())].into()));
+        assert!(target.avoid(&view, &[(V1, "busy".to_owned())].into()));
+        let chosen = &target.ways[&ip("10.0.0.2")];
+        assert_eq!((chosen.way, chosen.why.as_str()), (Way::Stack, "replies cannot be taken: busy"));
+        assert_ne!(target.ways[&ip("10.0.0.3")].way, Way::Stack);
+        assert!(target.hooks[&ETH3].egress);
+    }
+
+    #[test]
+    fn what_will_not_work_is_told() {
+        let mut view = View { forwards: BTreeSet::new(), ..lab() };
+        let stack = Settings { way: WaySetting::Stack, ..Settings::default() };
+        assert_eq!(
+            decide(&on_eth3(&["10.0.0.2"]), &stack, &view).warnings,
+            ["this host does not forward IPv4: what backend 10.0.0.2 answers, or is asked through the stack, goes \
+              nowhere; set net.ipv4.ip_forward = 1"]
+        );
+        assert_eq!(decide(&on_eth3(&["198.51.100.1"]), &stack, &view).warnings, [""; 0], "it stays on this host");
+        view.forwards.insert(Family::V4);
+        assert_eq!(decide(&on_eth3(&["10.0.0.2"]), &stack, &view).warnings, [""; 0]);
+        view.addresses.remove(&ETH3);
+        assert_eq!(
+            decide(&on_eth3(&["10.0.0.2"]), &stack, &view).warnings,
+            ["service dns: interface eth3 has no address"]
+        );
+        view.links.remove(&ETH3);
+        assert_eq!(
+            decide(&on_eth3(&["10.0.0.2"]), &stack, &view).warnings,
+            ["service dns: there is no interface eth3", "clients come in by no interface: nothing is balanced"]
+        );
+    }
+}

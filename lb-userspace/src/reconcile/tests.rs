@@ -1,0 +1,248 @@
+//! The order of things, on a data path in memory that writes down what is done to it.
+
+use std::cell::RefCell;
+
+use lb_common::{addr::Protocol, backend::Way};
+
+use super::*;
+use crate::{
+    dataplane::{Counters, attach::AttachError, memory::Memory},
+    model::{At, Choice, Listen, Schedule, Service, Target as Backend},
+    network::testing::{BR0, ETH3, V1, V3, ip, lab, mac, meet},
+    settings::Limits,
+};
+
+/// A data path in memory, and what was done to it in order.
+struct Recorder {
+    memory: Memory,
+    log: RefCell<Vec<String>>,
+    /// Interfaces that refuse programs.
+    refusing: BTreeSet<u32>,
+}
+
+impl Dataplane for Recorder {
+    fn read(&self) -> Result<Tables, DataplaneError> {
+        self.memory.read()
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Result<(), DataplaneError> {
+        if !changes.is_empty() {
+            let is_wait = changes.first() == Some(&Change::Grace);
+            self.log.borrow_mut().push(if is_wait { "wait".into() } else { "maps".into() });
+        }
+        self.memory.apply(changes)
+    }
+
+    fn counters(&self) -> Result<Counters, DataplaneError> {
+        self.memory.counters()
+    }
+
+    fn sweep(&mut self) -> Result<Named, DataplaneError> {
+        self.memory.sweep()
+    }
+}
+
+fn attach(
+    recorder: &Recorder,
+    wanted: &BTreeMap<u32, Hooks>,
+    _setting: HookSetting,
+) -> Result<Vec<HookReport>, PinsError> {
+    let role = |hooks: &Hooks| hooks.ingress.map_or("none", Role::name).replace("clients and backends", "both");
+    let one = |hooks: &Hooks| format!("{}={}{}", hooks.name, role(hooks), if hooks.egress { "+egress" } else { "" });
+    recorder.log.borrow_mut().push(wanted.values().map(one).collect::<Vec<_>>().join(" "));
+    let report = |(ifindex, hooks): (&u32, &Hooks)| HookReport {
+        ifindex: *ifindex,
+        name: hooks.name.clone(),
+        direction: Direction::Ingress,
+        mode: Mode::Tcx,
+        program: Some(crate::dataplane::bpf::Program::IngressBoth),
+        outcome: match recorder.refusing.contains(ifindex) {
+            true => Err(AttachError::Gone { ifindex: *ifindex, name: hooks.name.clone() }),
+            false => Ok(attach::Outcome::Attached),
+        },
+        foreign: Vec::new(),
+    };
+    Ok(wanted.iter().map(report).collect())
+}
+
+fn world(memory: Memory, refusing: &[u32]) -> (World<Recorder>, tempfile::TempDir) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let recorder = Recorder { memory, log: RefCell::default(), refusing: refusing.iter().copied().collect() };
+    let state = State { pid: 7, config: "evenkeel.toml".into(), ..State::default() };
+    let world = World::new(recorder, attach, Capacity::default(), state, folder.path().to_owned());
+    (world.expect("memory can be read"), folder)
+}
+
+fn empty() -> Memory {
+    Memory::new(Capacity::default())
+}
+
+fn loaded(backends: &[&str]) -> Loaded {
+    let backend = |text: &&str| Backend { address: ip(text), port: None };
+    let desired = Desired {
+        services: vec![Service {
+            name: "dns".into(),
+            listens: vec![Listen { at: At::Address(ip("192.0.2.53")), port: 53, protocols: [Protocol::UDP].into() }],
+            schedule: Schedule::PerFlow,
+            choice: Choice::RoundRobin(backends.iter().map(backend).collect()),
+        }],
+    };
+    Loaded { desired, settings: Settings::default(), warnings: Vec::new() }
+}
+
+/// What was done since this was last asked.
+fn done(world: &World<Recorder>) -> Vec<String> {
+    world.dataplane.log.take()
+}
+
+fn ways(world: &World<Recorder>) -> Vec<(String, Way)> {
+    world.tables.backends.values().map(|record| (record.key.to_string(), record.way)).collect()
+}
+
+const REPLIES: &str = "br0=backends v1=backends v2=backends v3=backends";
+const ALL: &str = "eth3=clients br0=backends v1=backends v2=backends v3=backends";
+
+#[test]
+fn replies_are_taken_then_maps_written_then_clients_let_in() {
+    let (mut world, _folder) = world(empty(), &[]);
+    world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
+    assert_eq!(done(&world), [REPLIES, "maps", "wait", ALL]);
+    assert_eq!(ways(&world), [("10.0.0.2:53/udp".to_owned(), Way::Peer { ifindex: V1 })]);
+    assert_eq!(world.dataplane.read().expect("read"), world.tables);
+}
+
+#[test]
+fn nothing_is_done_when_nothing_has_changed() {
+    let (mut world, _folder) = world(empty(), &[]);
+    world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
+    done(&world);
+    world.follow(&lab());
+    assert_eq!(done(&world), [""; 0]);
+}
+
+#[test]
+fn a_restarted_container_is_followed_without_touching_its_service() {
+    let mut view = lab();
+    let (mut world, _folder) = world(empty(), &[]);
+    world.begin(loaded(&["10.0.0.2", "10.0.0.3"]), &view).expect("a good start");
+    let before = world.tables.clone();
+    done(&world);
+    view.links.remove(&V1);
+    view.forwarding.clear();
+    world.follow(&view);
+    assert_eq!(ways(&world)[0].1, Way::Neighbour { ifindex: BR0 });
+    meet(&mut view, BR0, "10.0.0.2", mac(3));
+    world.follow(&view);
+    assert_eq!(ways(&world)[0].1, Way::Peer { ifindex: V3 });
+    assert_eq!(world.tables.services, before.services, "no new policy for a new way");
+    assert!(done(&world).iter().any(|step| step == "maps"));
+}
+
+#[test]
+fn a_reload_that_asks_for_what_cannot_be_changes_nothing() {
+    let (mut world, _folder) = world(empty(), &[]);
+    world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
+    let before = world.tables.clone();
+    done(&world);
+    let mut elsewhere = loaded(&["10.0.0.3"]);
+    elsewhere.desired.services[0].listens[0].at = At::Address(ip("203.0.113.9"));
+    let error = world.reload(elsewhere, &lab()).expect_err("no such address");
+    world.refuse(&error);
+    assert_eq!((done(&world), &world.tables), (Vec::new(), &before));
+    let refusal = world.state.last_refusal.clone().expect("the refusal is shown");
+    assert_eq!(refusal.messages, [error.to_string()]);
+    assert!(refusal.messages[0].starts_with("service dns: no interface"), "{error}");
+
+    world.reload(loaded(&["10.0.0.3"]), &lab()).expect("a good configuration");
+    assert_eq!(world.state.last_refusal, None);
+}
+
+#[test]
+fn limits_cannot_change_while_running() {
+    let (mut world, _folder) = world(empty(), &[]);
+    world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
+    let mut larger = loaded(&["10.0.0.2"]);
+    larger.settings.limits = Limits { flows: 1 << 20, ..Limits::default() };
+    let error = world.reload(larger, &lab()).expect_err("other limits");
+    assert_eq!(
+        error.to_string(),
+        "evenkeel.toml: [limits] are not those in force, and maps cannot grow while flows are in them; take the change \
+         back, or stop the controller, remove the maps with `evenkeel detach` and start again (flows are lost)"
+    );
+}
+
+#[test]
+fn a_removed_backend_is_freed_once_no_flow_names_it() {
+    let (mut world, _folder) = world(empty(), &[]);
+    world.begin(loaded(&["10.0.0.2", "10.0.0.3"]), &lab()).expect("a good start");
+    let removed = *world.tables.backends.keys().next().expect("two backends");
+    world.reload(loaded(&["10.0.0.3"]), &lab()).expect("a good configuration");
+    world.dataplane.memory.set_named(Named { backends: [removed].into(), ..Named::default() });
+    world.sweep();
+    assert!(world.tables.backends.contains_key(&removed));
+    assert_eq!(world.state.last_sweep.map(|sweep| sweep.waiting_backends), Some(1));
+    world.dataplane.memory.set_named(Named::default());
+    world.sweep();
+    assert!(!world.tables.backends.contains_key(&removed));
+    assert_eq!(world.dataplane.read().expect("read"), world.tables);
+}
+
+#[test]
+fn a_fault_half_way_is_gone_on_from_with_the_next_event() {
+    let (mut world, _folder) = world(empty().failing_after(3), &[]);
+    world.begin(loaded(&["10.0.0.2"]), &lab()).expect_err("the data path is at fault");
+    assert_eq!(world.dataplane.read().expect("read"), world.tables, "what is there is known");
+    world.dataplane.memory = Memory::with_tables(Capacity::default(), world.tables.clone());
+    world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
+    assert_eq!(world.tables.frontends.len(), 1);
+}
+
+#[test]
+fn a_reload_after_a_fault_is_not_taken_for_done() {
+    let (mut world, _folder) = world(empty(), &[]);
+    world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
+    world.dataplane.memory = world.dataplane.memory.clone().failing_after(0);
+    world.reload(loaded(&["10.0.0.2", "10.0.0.3"]), &lab()).expect_err("the data path is at fault");
+    world.dataplane.memory = Memory::with_tables(Capacity::default(), world.tables.clone());
+    world.reload(loaded(&["10.0.0.2", "10.0.0.3"]), &lab()).expect("a good configuration");
+    assert_eq!(world.tables.backends.len(), 2);
+}
+
+#[test]
+fn a_port_that_cannot_be_hooked_is_not_used() {
+    let (mut world, _folder) = world(empty(), &[V1]);
+    world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
+    assert_eq!(ways(&world)[0].1, Way::Stack);
+    assert_eq!(world.state.ways[0].why, "replies cannot be taken: interface v1 (11) is gone");
+    world.dataplane.refusing.clear();
+    world.follow(&lab());
+    assert_eq!(ways(&world)[0].1, Way::Peer { ifindex: V1 }, "tried again");
+}
+
+#[test]
+fn a_restart_takes_no_program_away_from_clients() {
+    let (mut first, folder) = world(empty(), &[]);
+    first.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
+    let known = State::read(folder.path()).expect("read").expect("written");
+    for (known, steps) in [(known, [ALL, ALL]), (State::default(), [ALL, ALL])] {
+        let (mut second, _folder) = world(first.dataplane.memory.clone(), &[]);
+        second.remember(&known, &lab());
+        second.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
+        assert_eq!(done(&second), steps);
+        assert_eq!(second.tables, first.tables);
+        assert_eq!(second.services, first.services);
+    }
+}
+
+#[test]
+fn the_state_tells_names_ways_and_hooks() {
+    let (mut world, folder) = world(empty(), &[]);
+    world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
+    let state = State::read(folder.path()).expect("read").expect("written");
+    let service = &state.services[0];
+    assert_eq!((service.key.name.as_str(), service.selector.as_str()), ("dns", "rr"));
+    assert_eq!((state.ways[0].interface.as_deref(), state.ways[0].why.as_str()), (Some("v1"), "port v1 of bridge br0"));
+    let eth3 = state.hooks.iter().find(|hook| hook.ifindex == ETH3).expect("eth3 is hooked");
+    assert_eq!((eth3.ingress.as_deref(), eth3.mode.as_str()), (Some("clients"), "tcx"));
+    assert_eq!(state.last_change.map(|change| change.cause), Some("start".to_owned()));
+}

@@ -1,0 +1,149 @@
+//! The configuration file: TOML, read whole or refused whole, with every fault by name and place.
+
+use std::{
+    collections::BTreeSet,
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+
+use super::reader;
+use crate::{
+    model::{
+        Desired,
+        draft::{Host, Place},
+        fault::Fault,
+        validate::validate,
+    },
+    settings::Settings,
+};
+
+/// What a good file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// The services that are wanted.
+    pub desired: Desired,
+    /// Settings of the process.
+    pub settings: Settings,
+    /// What is odd, but can be done.
+    pub warnings: Vec<Complaint>,
+}
+
+/// Reads a configuration file.
+///
+/// # Errors
+/// When it cannot be read, or has any fault: then all of them.
+pub fn load(path: &Path, host: &Host) -> Result<Loaded, FileError> {
+    let unreadable = |source| FileError::Unreadable { file: path.to_owned(), source };
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    parse(&path.display().to_string(), &text, host)
+}
+
+/// Reads the text of a configuration file; `file` is what it is called in messages.
+///
+/// # Errors
+/// When it has any fault: all of them.
+pub fn parse(file: &str, text: &str, host: &Host) -> Result<Loaded, FileError> {
+    let complain = |faults: &[Fault], of_warnings: bool| -> Vec<Complaint> {
+        let mut told: Vec<_> = faults.iter().filter(|fault| fault.what.is_warning() == of_warnings).collect();
+        told.sort_by_key(|fault| fault.place);
+        told.into_iter().map(|fault| Complaint::new(file, text, fault)).collect()
+    };
+    let (draft, settings, mut faults) =
+        reader::read(text, host).map_err(|faults| FileError::Refused(complain(&faults, false)))?;
+    let (desired, more) = validate(&draft, host);
+    faults.extend(more);
+    let refusals = complain(&faults, false);
+    if refusals.is_empty() {
+        Ok(Loaded { desired, settings, warnings: complain(&faults, true) })
+    } else {
+        Err(FileError::Refused(refusals))
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The file cannot be read.
+    #[error("{}: {source}", .file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file has faults, one at least.
+    #[error("{}", lines(.0))]
+    Refused(Vec<Complaint>),
+}
+
+fn lines(complaints: &[Complaint]) -> String {
+    complaints.iter().map(Complaint::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// One thing to tell about a file, and where in it. Shown as `evenkeel.toml:14:13: service dns: …`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Complaint {
+    /// The file.
+    pub file: String,
+    /// The line, from 1.
+    pub line: usize,
+    /// The column in characters, from 1.
+    pub column: usize,
+    /// The service it is about.
+    pub service: Option<String>,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+impl Complaint {
+    fn new(file: &str, text: &str, fault: &Fault) -> Self {
+        let (line, column) = position(text, fault.place);
+        let message = fault.what.to_string();
+        Self { file: file.to_owned(), line, column, service: fault.service.clone(), message }
+    }
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}: ", self.file, self.line, self.column)?;
+        if let Some(service) = &self.service {
+            write!(f, "service {service}: ")?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+fn position(text: &str, Place(offset): Place) -> (usize, usize) {
+    let before = text.get(..offset).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+}
+
+impl Host {
+    /// This machine, as its `/sys` tells it. Needs no rights.
+    ///
+    /// # Errors
+    /// When `/sys` cannot be read.
+    pub fn of_this_machine() -> io::Result<Self> {
+        let possible = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
+        let mut interfaces = BTreeSet::new();
+        for entry in std::fs::read_dir("/sys/class/net")? {
+            interfaces.extend(entry?.file_name().into_string());
+        }
+        Ok(Self { cpus: cpus(&possible), interfaces: Some(interfaces) })
+    }
+}
+
+/// The number of CPUs in a list such as `0-3,5`.
+fn cpus(list: &str) -> u32 {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(last.parse::<u32>().ok()?.checked_sub(first.parse().ok()?)? + 1)
+    };
+    list.trim().split(',').filter_map(range).sum::<u32>().max(1)
+}
+
+#[cfg(test)]
+mod tests;

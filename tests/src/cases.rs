@@ -1,0 +1,227 @@
+//! The case table's language: a configuration, packets, and what becomes of each. The same case runs on the host, in
+//! memory, and in the kernel by `BPF_PROG_TEST_RUN`.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use anyhow::{Context, Result, bail};
+use lb_common::{
+    addr::Protocol,
+    backend::{BackendState, Way},
+    reason::{Action, Reason},
+};
+use lb_userspace::{
+    capacity::Capacity,
+    dataplane::bpf::Program,
+    model::{draft::Host, resolve::resolve},
+    plan::{Plan, plan, tables::Tables},
+    settings::Limits,
+    source::file,
+};
+
+use crate::packet::Packet;
+
+pub mod host;
+pub mod kernel;
+pub mod table;
+
+/// A configuration, and steps that follow each other on it.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What it shows.
+    pub name: &'static str,
+    configuration: String,
+    way: Way,
+    steps: Vec<Step>,
+}
+
+/// One packet or event, and what comes of it.
+#[derive(Clone, Debug)]
+enum Step {
+    Packet { at: Program, bytes: Vec<u8>, expected: Outcome },
+    State { backend: IpAddr, state: BackendState },
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is sent on past the stack, with these bytes.
+    Redirected(Vec<u8>),
+    /// The stack goes on with it, with these bytes, and nothing is counted.
+    Passed(Vec<u8>),
+    /// The stack has it untouched, for this reason.
+    Left(Reason),
+    /// It is discarded, for this reason.
+    Dropped(Reason),
+}
+
+impl Outcome {
+    /// What a reason comes to.
+    pub fn of(reason: Reason) -> Self {
+        match reason.action() {
+            Action::Pass => Self::Left(reason),
+            Action::Drop => Self::Dropped(reason),
+        }
+    }
+}
+
+impl Case {
+    /// A case that shows `name`. Its backends are reached by `redirect_neigh` unless it says otherwise.
+    pub fn new(name: &'static str) -> Self {
+        Self { name, configuration: String::new(), way: DEFAULT_WAY, steps: Vec::new() }
+    }
+
+    /// With this service, in the file's language.
+    pub fn given(mut self, service: &str) -> Self {
+        self.configuration.push_str("[[service]]\n");
+        self.configuration.push_str(service);
+        self.configuration.push('\n');
+        self
+    }
+
+    /// With all backends reached in this way.
+    pub fn way(mut self, way: Way) -> Self {
+        self.way = way;
+        self
+    }
+
+    /// A packet that comes in where clients are.
+    pub fn packet(self, packet: Packet) -> Expectation {
+        Expectation { case: self, at: Program::IngressClients, bytes: packet.bytes() }
+    }
+
+    /// A packet that comes in where backends are.
+    pub fn reply(self, packet: Packet) -> Expectation {
+        Expectation { case: self, at: Program::IngressBackends, bytes: packet.bytes() }
+    }
+
+    /// A packet that comes in where both are.
+    pub fn packet_at_both(self, packet: Packet) -> Expectation {
+        Expectation { case: self, at: Program::IngressBoth, bytes: packet.bytes() }
+    }
+
+    /// A packet that the stack sends out towards clients.
+    pub fn leaving(self, packet: Packet) -> Expectation {
+        Expectation { case: self, at: Program::EgressClients, bytes: packet.bytes() }
+    }
+
+    /// From here on a backend is in this state, its slots as they were.
+    ///
+    /// # Panics
+    /// When `backend` is no address: a mistake in the test.
+    pub fn backend_is(mut self, backend: &str, state: BackendState) -> Self {
+        let backend = backend.parse().unwrap_or_else(|_| panic!("{backend} is no address"));
+        self.steps.push(Step::State { backend, state });
+        self
+    }
+
+    /// Runs the case.
+    ///
+    /// # Errors
+    /// When a step comes to something else than it should.
+    pub fn run(&self, machine: &mut impl Machine) -> Result<()> {
+        machine.program(&self.plan()?)?;
+        for (number, step) in self.steps.iter().enumerate() {
+            match step {
+                Step::State { backend, state } => machine.set_state(*backend, *state)?,
+                Step::Packet { at, bytes, expected } => {
+                    let outcome = machine.run(*at, bytes)?;
+                    if outcome != *expected {
+                        bail!("step {}: expected {expected:02x?}\n   but came to {outcome:02x?}", number + 1);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The tables its configuration makes, cursors at 0.
+    ///
+    /// # Errors
+    /// When the configuration has a fault.
+    pub fn plan(&self) -> Result<Plan> {
+        planned(&self.configuration, self.way).with_context(|| format!("case {:?}", self.name))
+    }
+}
+
+/// A way that every machine can take in a test run.
+pub const DEFAULT_WAY: Way = Way::Neighbour { ifindex: 1 };
+
+/// Small, so that a case is set up quickly.
+pub fn capacity() -> Capacity {
+    Capacity::from(&Limits { flows: 4096, replies: 4096, services: 64, backends: 256, ..Limits::default() })
+}
+
+/// The tables of a configuration, its backends reached by `way`, cursors at 0.
+///
+/// # Errors
+/// When the configuration has a fault.
+pub fn planned(configuration: &str, way: Way) -> Result<Plan> {
+    let loaded = file::parse("case.toml", configuration, &Host { cpus: 1, interfaces: None })?;
+    let compiled = resolve(&loaded.desired, &BTreeMap::new());
+    let backends = compiled.services.values().flat_map(|service| service.choice.backends());
+    let ways = backends.map(|key| (key.address.to_ip(), way)).collect();
+    let mut plan = plan(&compiled, &ways, &Tables::default(), &BTreeMap::new(), None, &capacity(), 0);
+    if let Some(rejected) = plan.rejected.first() {
+        bail!("{rejected}");
+    }
+    plan.cursors.values_mut().for_each(|cursor| *cursor = 0);
+    Ok(plan)
+}
+
+/// A packet that waits for its outcome.
+#[derive(Clone, Debug)]
+pub struct Expectation {
+    case: Case,
+    at: Program,
+    bytes: Vec<u8>,
+}
+
+impl Expectation {
+    /// It is sent on past the stack as this.
+    pub fn sends(self, packet: Packet) -> Case {
+        self.comes_to(Outcome::Redirected(packet.bytes()))
+    }
+
+    /// The stack goes on with it as this.
+    pub fn passes(self, packet: Packet) -> Case {
+        self.comes_to(Outcome::Passed(packet.bytes()))
+    }
+
+    /// It stays as it is, and is counted under this reason.
+    pub fn is(self, reason: Reason) -> Case {
+        self.comes_to(Outcome::of(reason))
+    }
+
+    fn comes_to(self, expected: Outcome) -> Case {
+        let Self { mut case, at, bytes } = self;
+        case.steps.push(Step::Packet { at, bytes, expected });
+        case
+    }
+}
+
+/// Where a case runs.
+pub trait Machine {
+    /// Fills the maps, which are empty.
+    ///
+    /// # Errors
+    /// When they cannot be filled.
+    fn program(&mut self, plan: &Plan) -> Result<()>;
+
+    /// Changes what may be sent to a backend.
+    ///
+    /// # Errors
+    /// When there is no such backend.
+    fn set_state(&mut self, backend: IpAddr, state: BackendState) -> Result<()>;
+
+    /// Runs one packet through one program.
+    ///
+    /// # Errors
+    /// When the machine fails, not when the packet does.
+    fn run(&mut self, at: Program, bytes: &[u8]) -> Result<Outcome>;
+}
+
+/// The link-layer addresses every reply is given.
+pub const REPLY_LINK: ([u8; 6], [u8; 6]) = ([2, 0, 0, 0, 1, 2], [2, 0, 0, 0, 1, 1]);
+
+/// The protocol of the later fragments in the table.
+pub const UDP: Protocol = Protocol::UDP;

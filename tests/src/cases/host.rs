@@ -1,0 +1,110 @@
+//! Cases on the host: the data path's library with maps in memory.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use lb_common::{
+    addr::Addr,
+    backend::{Backend, BackendState},
+    reason::Reason,
+};
+use lb_ebpf::{
+    atomic::Shared,
+    kernel::Route,
+    packet::Link,
+    parse::{Parsed, parse},
+    pipeline::{self, Exit, Hook, Step},
+    testing::{Cpu, Maps, MemoryPacket},
+};
+use lb_userspace::{
+    dataplane::bpf::Program,
+    plan::{Plan, tables::BackendRecord},
+};
+
+use super::{Machine, Outcome, REPLY_LINK};
+
+/// The data path in memory.
+pub struct Host {
+    maps: Maps,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        let mut maps = Maps::new(1024, 1024);
+        let words = |mac: [u8; 6]| [0, 2, 4].map(|at| u16::from_ne_bytes([mac[at], mac[at + 1]]));
+        let link = Link { destination: words(REPLY_LINK.0), source: words(REPLY_LINK.1) };
+        maps.route = Route::Link { ifindex: 1, link };
+        Self { maps }
+    }
+}
+
+impl Machine for Host {
+    fn program(&mut self, plan: &Plan) -> Result<()> {
+        let (maps, tables) = (&mut self.maps, &plan.tables);
+        maps.frontends = tables.frontends.clone();
+        maps.frontend_infos = tables.frontend_infos.clone();
+        maps.services = tables.services.iter().map(|(id, word)| (*id, Shared::new(word.to_word()))).collect();
+        maps.policies = tables.policies.clone();
+        maps.endpoints = tables.endpoints.clone();
+        maps.cursors = plan.cursors.iter().map(|(id, cursor)| (*id, Shared::new(*cursor))).collect();
+        for (run, words) in &tables.runs {
+            maps.write_slots(run.start, words);
+        }
+        for (id, record) in &tables.backends {
+            maps.put_backend(*id, written(record));
+        }
+        Ok(())
+    }
+
+    fn set_state(&mut self, backend: IpAddr, state: BackendState) -> Result<()> {
+        let address = Addr::from(backend);
+        let known = self.maps.backends.iter().filter(|(_, (record, _, _))| record.key.address == address);
+        let ids: Vec<_> = known.map(|(id, _)| *id).collect();
+        ids.first().with_context(|| format!("no backend {backend}"))?;
+        ids.into_iter().for_each(|id| self.maps.set_state(id, state));
+        Ok(())
+    }
+
+    fn run(&mut self, at: Program, bytes: &[u8]) -> Result<Outcome> {
+        let mut packet = MemoryPacket { bytes: bytes.to_vec() };
+        let result = process(&mut packet, &Cpu::new(&self.maps, 1), at);
+        Ok(match result {
+            Ok(Exit::Stack) => Outcome::Passed(packet.bytes),
+            Ok(Exit::Neighbour { .. } | Exit::Peer { .. } | Exit::Link { .. }) => Outcome::Redirected(packet.bytes),
+            Err(reason) => Outcome::of(reason),
+        })
+    }
+}
+
+/// What the entry points of the BPF program do, its tail calls included.
+fn process(packet: &mut MemoryPacket, kernel: &Cpu<'_>, at: Program) -> Result<Exit, Reason> {
+    let parsed = parse(packet)?;
+    match at {
+        Program::IngressClients => balance(packet, kernel, &parsed),
+        Program::IngressBackends => pipeline::answer(packet, kernel, &parsed, Hook::Ingress),
+        Program::IngressBoth => match balance(packet, kernel, &parsed) {
+            Err(Reason::NotOurs) => pipeline::answer(packet, kernel, &parsed, Hook::Ingress),
+            result => result,
+        },
+        Program::EgressClients => pipeline::answer(packet, kernel, &parsed, Hook::Egress),
+    }
+}
+
+fn balance(packet: &mut MemoryPacket, kernel: &Cpu<'_>, parsed: &Parsed) -> Result<Exit, Reason> {
+    match pipeline::balance(packet, kernel, parsed)? {
+        Step::Send(exit) => Ok(exit),
+        Step::NewFlow => pipeline::begin_flow(packet, kernel, parsed),
+        Step::Query => pipeline::query(packet, kernel, parsed),
+    }
+}
+
+fn written(record: &BackendRecord) -> Backend {
+    Backend {
+        way: record.way.to_word(),
+        state: record.state.to_word(),
+        endpoint: record.endpoint,
+        key: record.key,
+        service: record.service,
+        zero: [0; 6],
+    }
+}

@@ -1,0 +1,204 @@
+//! What a lab leaves behind, found by its prefix alone: so it can be removed by its own drop, by a signal, or by
+//! the next lab when its process was killed.
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    path::PathBuf,
+    process,
+    sync::{
+        Mutex, Once, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, umount2},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    iterator::Signals,
+};
+
+use crate::process::{run, wait_until};
+
+/// Everything a lab made carries this prefix: its namespaces, and its directory.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Prefix(String);
+
+impl Prefix {
+    /// Takes a new prefix; what carries it is removed if this process is interrupted.
+    pub(crate) fn take() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        watch_signals();
+        remove_orphans();
+        let prefix = Self(format!("ek{}n{}", process::id(), NEXT.fetch_add(1, Ordering::SeqCst)));
+        live().insert(prefix.clone());
+        prefix
+    }
+
+    /// The prefix itself.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    /// The name of one of the lab's namespaces.
+    pub(crate) fn namespace(&self, role: &str) -> String {
+        format!("{}-{role}", self.0)
+    }
+
+    /// The lab's directory: configurations, logs, pins.
+    pub fn directory(&self) -> PathBuf {
+        env::temp_dir().join(format!("evenkeel-lab-{}", self.0))
+    }
+
+    /// Where the lab's own BPF file system is mounted.
+    pub fn pins(&self) -> PathBuf {
+        self.directory().join("bpf")
+    }
+
+    /// Lets the lab outlive this process.
+    pub(crate) fn keep(&self) -> Result<()> {
+        fs::write(self.directory().join(KEPT), "")?;
+        live().remove(self);
+        Ok(())
+    }
+
+    /// Removes all of it: processes by pid, mounts, namespaces, the directory.
+    ///
+    /// # Errors
+    /// Something stays although it was asked to go.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let namespaces = self.namespaces()?;
+        for namespace in &namespaces {
+            for pid in pids(namespace)? {
+                // Gone already is fine.
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+        }
+        wait_until("processes of the lab ended", Duration::from_secs(5), || {
+            Ok(namespaces.iter().all(|namespace| pids(namespace).unwrap_or_default().is_empty()))
+        })?;
+        let pins = self.pins();
+        if let Err(error) = umount2(&pins, MntFlags::MNT_DETACH)
+            && error != Errno::EINVAL
+            && error != Errno::ENOENT
+        {
+            return Err(error).with_context(|| format!("{}: not unmounted", pins.display()));
+        }
+        for namespace in &namespaces {
+            run("ip", &["netns", "del", namespace])?;
+        }
+        let directory = self.directory();
+        if directory.exists() {
+            fs::remove_dir_all(&directory).with_context(|| format!("{}: not removed", directory.display()))?;
+        }
+        live().remove(self);
+        Ok(())
+    }
+
+    /// The names of the lab's namespaces that exist now.
+    ///
+    /// # Errors
+    /// The list cannot be read.
+    pub fn namespaces(&self) -> Result<Vec<String>> {
+        let start = self.namespace("");
+        let mut names: Vec<_> = names_in("/run/netns")?.into_iter().filter(|name| name.starts_with(&start)).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// The process that made the lab.
+    fn owner(&self) -> Option<Pid> {
+        let (pid, _) = self.0.strip_prefix("ek")?.split_once('n')?;
+        pid.parse().ok().map(Pid::from_raw)
+    }
+}
+
+/// Removes the labs that were kept on purpose, and returns how many there were.
+///
+/// # Errors
+/// One of them does not go.
+pub fn remove_kept() -> Result<usize> {
+    let kept: Vec<_> = known()?.into_iter().filter(|prefix| prefix.directory().join(KEPT).exists()).collect();
+    for prefix in &kept {
+        prefix.remove()?;
+    }
+    Ok(kept.len())
+}
+
+/// The file in a lab's directory that says it was kept on purpose.
+const KEPT: &str = "kept";
+
+/// Labs of processes that were killed and could not clean up.
+fn remove_orphans() {
+    for prefix in known().unwrap_or_default() {
+        let is_orphan = prefix.owner().is_some_and(|owner| kill(owner, None) == Err(Errno::ESRCH));
+        if is_orphan
+            && !prefix.directory().join(KEPT).exists()
+            && let Err(error) = prefix.remove()
+        {
+            eprintln!("a lab left by a killed process stays: {error:#}");
+        }
+    }
+}
+
+/// Every prefix that left a namespace or a directory on this machine.
+fn known() -> Result<BTreeSet<Prefix>> {
+    let mut known = BTreeSet::new();
+    for name in names_in("/run/netns")? {
+        if let Some((prefix, _)) = name.split_once('-') {
+            known.insert(Prefix(prefix.to_owned()));
+        }
+    }
+    for name in names_in(&env::temp_dir().to_string_lossy())? {
+        if let Some(prefix) = name.strip_prefix("evenkeel-lab-") {
+            known.insert(Prefix(prefix.to_owned()));
+        }
+    }
+    known.retain(|prefix| prefix.owner().is_some());
+    Ok(known)
+}
+
+fn names_in(directory: &str) -> Result<Vec<String>> {
+    let Ok(entries) = fs::read_dir(directory) else { return Ok(Vec::new()) };
+    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// The processes in a namespace, without ourselves.
+fn pids(namespace: &str) -> Result<Vec<Pid>> {
+    let own = Pid::this();
+    let all = run("ip", &["netns", "pids", namespace])?;
+    Ok(all.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).filter(|pid| *pid != own).collect())
+}
+
+fn live() -> std::sync::MutexGuard<'static, BTreeSet<Prefix>> {
+    static LIVE: Mutex<BTreeSet<Prefix>> = Mutex::new(BTreeSet::new());
+    LIVE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// On SIGINT and SIGTERM, removes the live labs and ends the process as the signal would have.
+fn watch_signals() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let mut signals = Signals::new([SIGINT, SIGTERM]).expect("the two signals can be handled");
+        thread::spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                eprintln!("interrupted: removing the lab");
+                let labs = live().clone();
+                for prefix in labs {
+                    if let Err(error) = prefix.remove() {
+                        eprintln!("{error:#}");
+                    }
+                }
+                process::exit(128 + signal);
+            }
+        });
+    });
+}

@@ -1,0 +1,49 @@
+//! The harness of the rings that need root: without it a trial is reported as ignored with its reason, never as passed.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use nix::unistd::geteuid;
+
+/// What a trial cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing of the machine.
+    Nothing,
+    /// Namespaces, BPF, packet filters.
+    Root,
+}
+
+impl Needs {
+    /// Why the need is not met, if it is not.
+    pub fn unmet(self) -> Option<&'static str> {
+        match self {
+            Self::Nothing => None,
+            Self::Root if geteuid().is_root() => None,
+            Self::Root => Some("needs root"),
+        }
+    }
+}
+
+/// Makes one trial of a function.
+pub fn trial(name: &str, needs: Needs, body: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
+    Trial::ignorable_test(name, move || {
+        if let Some(reason) = needs.unmet() {
+            return Ok(Completion::ignored_with(reason));
+        }
+        match body() {
+            Ok(()) => Ok(Completion::Completed),
+            Err(error) => Err(Failed::from(format!("{error:#}"))),
+        }
+    })
+}
+
+/// Runs the trials that the command line asks for, one at a time unless it says `--test-threads`.
+///
+/// One at a time, because what they measure shares the machine's CPUs.
+pub fn run(trials: Vec<Trial>) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(1);
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

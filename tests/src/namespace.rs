@@ -1,0 +1,79 @@
+//! One network namespace: commands in it, and our own code in it.
+
+use std::{fs::File, panic, path::PathBuf, process::Command, thread};
+
+use anyhow::{Context as _, Result};
+use nix::sched::{CloneFlags, setns};
+
+use crate::process;
+
+/// A network namespace by its name; it is a lab that makes and removes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    pub(crate) fn named(name: String) -> Self {
+        Self { name }
+    }
+
+    /// The name `ip netns` knows it by.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file that stands for it.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from("/run/netns").join(&self.name)
+    }
+
+    /// A command that will run inside.
+    ///
+    /// By nsenter, because `ip netns exec` hides the BPF file system behind a new /sys.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path().display())).arg("--").arg(program);
+        command
+    }
+
+    /// Runs a command inside to its end and returns what it printed on stdout.
+    ///
+    /// # Errors
+    /// It cannot be started or does not exit with 0.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        process::output(self.command(program).args(arguments))
+    }
+
+    /// Runs one line of words, split at blanks, such as `ip route show`.
+    ///
+    /// # Errors
+    /// As [`Namespace::run`].
+    pub fn sh(&self, line: &str) -> Result<String> {
+        process::output(self.command("env").args(line.split_whitespace()))
+    }
+
+    /// Runs `work` on a thread of its own inside the namespace; the sockets it opens belong there.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or `work` returns an error.
+    ///
+    /// # Panics
+    /// When `work` does.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let inside = || {
+            self.enter_thread()?;
+            work()
+        };
+        thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|payload| panic::resume_unwind(payload))
+    }
+
+    /// Moves the calling thread into the namespace, for good.
+    ///
+    /// # Errors
+    /// The namespace is gone or the caller is not root.
+    pub(crate) fn enter_thread(&self) -> Result<()> {
+        let file = File::open(self.path()).with_context(|| format!("namespace {}", self.name))?;
+        setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("namespace {}: not entered", self.name))
+    }
+}
