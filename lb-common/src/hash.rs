@@ -93,7 +93,8 @@ pub fn reply_place(secret: &impl SecretWords, mask: u32, client: Client, endpoin
 fn multiply_add<const FROM: usize>(secret: &impl SecretWords, words: [u64; 3]) -> u32 {
     let low = |word: u64| word & 0xffff_ffff;
     let high = |word: u64| word >> 32;
-    let sum = secret.word(FROM)
+    let sum = secret
+        .word(FROM)
         .wrapping_add(low(words[0]).wrapping_mul(secret.word(FROM + 1)))
         .wrapping_add(high(words[0]).wrapping_mul(secret.word(FROM + 2)))
         .wrapping_add(low(words[1]).wrapping_mul(secret.word(FROM + 3)))

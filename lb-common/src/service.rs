@@ -34,9 +34,7 @@ pub struct ServiceId(pub u32);
 pub struct PolicyId(pub u32);
 
 /// Address, port and protocol of one end: the key of `FRONTENDS` and of `ENDPOINTS`.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoBytes, FromBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SocketKey {
     /// The address.

@@ -1,12 +1,6 @@
 //! Fragments in their order: the first one leaves a record, the rest, which have no ports, follow it.
 
-use lb_common::{
-    backend::BackendId,
-    flow::Tick,
-    fragment::FragmentRecord,
-    reason::Reason,
-    service::FrontendId,
-};
+use lb_common::{backend::BackendId, flow::Tick, fragment::FragmentRecord, reason::Reason, service::FrontendId};
 
 use crate::{
     kernel::Kernel,

@@ -2,18 +2,22 @@
 //! `testing`, on the host. Modules stand in the order in which a packet meets them.
 //! What touches BPF itself is the binary's: `main.rs` and `bpf/`.
 #![cfg_attr(not(any(test, feature = "testing")), no_std)]
-#![cfg_attr(target_arch = "bpf", feature(core_intrinsics), expect(internal_features, reason = "BPF has no stable atomics"))]
+#![cfg_attr(
+    target_arch = "bpf",
+    feature(core_intrinsics),
+    expect(internal_features, reason = "BPF has no stable atomics")
+)]
 
-pub mod pipeline;
-pub mod packet;
-pub mod kernel;
-pub mod parse;
-pub mod wire;
-pub mod lookup;
-pub mod flow;
-pub mod select;
-pub mod reply;
-pub mod fragment;
 pub mod atomic;
+pub mod flow;
+pub mod fragment;
+pub mod kernel;
+pub mod lookup;
+pub mod packet;
+pub mod parse;
+pub mod pipeline;
+pub mod reply;
+pub mod select;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod wire;

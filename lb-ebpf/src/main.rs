@@ -25,46 +25,52 @@ use lb_ebpf::{
 
 /// Where clients come in.
 #[classifier]
-pub fn ingress_clients(context: TcContext) -> i32 {
+fn ingress_clients(context: TcContext) -> i32 {
     run(&context, |packet, parsed| pipeline::balance(packet, &BpfKernel::new(&context), parsed))
 }
 
 /// Where replies of backends come in.
 #[classifier]
-pub fn ingress_backends(context: TcContext) -> i32 {
-    run(&context, |packet, parsed| pipeline::answer(packet, &BpfKernel::new(&context), parsed, Hook::Ingress).map(Step::Send))
+fn ingress_backends(context: TcContext) -> i32 {
+    run(&context, |packet, parsed| {
+        pipeline::answer(packet, &BpfKernel::new(&context), parsed, Hook::Ingress).map(Step::Send)
+    })
 }
 
 /// Where both come in.
 #[classifier]
-pub fn ingress_both(context: TcContext) -> i32 {
+fn ingress_both(context: TcContext) -> i32 {
     run(&context, |packet, parsed| match pipeline::balance(packet, &BpfKernel::new(&context), parsed) {
-        Err(Reason::NotOurs) => pipeline::answer(packet, &BpfKernel::new(&context), parsed, Hook::Ingress).map(Step::Send),
+        Err(Reason::NotOurs) => {
+            pipeline::answer(packet, &BpfKernel::new(&context), parsed, Hook::Ingress).map(Step::Send)
+        }
         result => result,
     })
 }
 
 /// Where the stack sends replies out towards clients.
 #[classifier]
-pub fn egress_clients(context: TcContext) -> i32 {
-    run(&context, |packet, parsed| pipeline::answer(packet, &BpfKernel::new(&context), parsed, Hook::Egress).map(Step::Send))
+fn egress_clients(context: TcContext) -> i32 {
+    run(&context, |packet, parsed| {
+        pipeline::answer(packet, &BpfKernel::new(&context), parsed, Hook::Egress).map(Step::Send)
+    })
 }
 
 /// Goes on with a packet that opens a flow.
 #[classifier]
-pub fn begin_flow(context: TcContext) -> i32 {
+fn begin_flow(context: TcContext) -> i32 {
     run(&context, |packet, parsed| pipeline::begin_flow(packet, &BpfKernel::new(&context), parsed).map(Step::Send))
 }
 
 /// Goes on with a query of a per-packet service.
 #[classifier]
-pub fn query(context: TcContext) -> i32 {
+fn query(context: TcContext) -> i32 {
     run(&context, |packet, parsed| pipeline::query(packet, &BpfKernel::new(&context), parsed).map(Step::Send))
 }
 
 /// The low half of the kernel's jiffies, by which the controller learns their frequency.
 #[classifier]
-pub fn read_jiffies(_context: TcContext) -> i32 {
+fn read_jiffies(_context: TcContext) -> i32 {
     // SAFETY: the helper has no precondition.
     unsafe { bpf_jiffies64() as i32 }
 }

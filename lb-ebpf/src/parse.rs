@@ -167,12 +167,7 @@ fn sound_header<I: IpHeader>(packet: &impl Packet) -> Result<I, Reason> {
 }
 
 #[inline(always)]
-fn before_transport(
-    family: Family,
-    header: &impl IpHeader,
-    protocol: Protocol,
-    fragment: Fragment,
-) -> Parsed {
+fn before_transport(family: Family, header: &impl IpHeader, protocol: Protocol, fragment: Fragment) -> Parsed {
     Parsed {
         family,
         source: header.source(),

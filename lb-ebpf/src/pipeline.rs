@@ -239,8 +239,7 @@ fn send<P: Packet, K: Kernel>(
         return Err(Reason::HopLimit);
     }
     fragment::remember(kernel, parsed, FragmentRecord::FORWARD, frontend, backend_id);
-    let traffic =
-        Traffic { choices, packets_in: packet.segments(), bytes_in: ip_bytes(packet), ..Traffic::default() };
+    let traffic = Traffic { choices, packets_in: packet.segments(), bytes_in: ip_bytes(packet), ..Traffic::default() };
     packet.rewrite(&edit(parsed, Side::Destination, &backend.key, is_hop))?;
     kernel.count_traffic(backend_id, &traffic);
     Ok(exit)
@@ -262,14 +261,12 @@ fn send_back<P: Packet, K: Kernel>(
         return Err(Reason::HopLimit);
     }
     fragment::remember(kernel, parsed, FragmentRecord::REPLY, frontend, backend);
-    let traffic =
-        Traffic { packets_out: packet.segments(), bytes_out: ip_bytes(packet), ..Traffic::default() };
+    let traffic = Traffic { packets_out: packet.segments(), bytes_out: ip_bytes(packet), ..Traffic::default() };
     // The route is asked before the rewrite, so that a reply that cannot leave is not changed.
     let exit = match hook {
         Hook::Egress => Exit::Stack,
         Hook::Ingress => {
-            let query =
-                RouteQuery { family: parsed.family, source: asked.address, destination: parsed.destination };
+            let query = RouteQuery { family: parsed.family, source: asked.address, destination: parsed.destination };
             match kernel.route(&query) {
                 Route::Link { ifindex, link } => {
                     packet.set_link(&link)?;
@@ -301,14 +298,7 @@ fn edit(parsed: &Parsed, side: Side, new: &SocketKey, is_hop: bool) -> Edit {
             new_port: new.port,
         }),
     };
-    Edit {
-        family: parsed.family,
-        side,
-        old_address,
-        new_address: new.address,
-        is_hop,
-        transport,
-    }
+    Edit { family: parsed.family, side, old_address, new_address: new.address, is_hop, transport }
 }
 
 /// A packet without a flow: it opens one, or it is the stack's, which may know it or answers with a reset.

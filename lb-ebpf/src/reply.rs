@@ -189,11 +189,8 @@ struct Emptier<'k> {
 fn emptier<'k>(kernel: &impl Kernel, first: &'k ReplyBucket, second: &'k ReplyBucket, now: Tick) -> Emptier<'k> {
     let (first_best, first_used) = weigh(kernel, first, now);
     let (second_best, second_used) = weigh(kernel, second, now);
-    let is_second = if first_best < SETTLED && second_best < SETTLED {
-        second_used < first_used
-    } else {
-        second_best < first_best
-    };
+    let is_second =
+        if first_best < SETTLED && second_best < SETTLED { second_used < first_used } else { second_best < first_best };
     if is_second { Emptier { bucket: second, best: second_best } } else { Emptier { bucket: first, best: first_best } }
 }
 

@@ -25,9 +25,7 @@ use crate::{
     kernel::{FlowBucket, Kernel, ReplyBucket, Route, RouteQuery, SlotChunk},
     packet::{Edit, Link, Packet, Side, TransportEdit},
     parse::IP_OFFSET,
-    wire::{
-        DESTINATION_PORT_OFFSET, IpHeader, Ipv4, Ipv6, SOURCE_PORT_OFFSET, checksum::Sum, checksum_offset,
-    },
+    wire::{DESTINATION_PORT_OFFSET, IpHeader, Ipv4, Ipv6, SOURCE_PORT_OFFSET, checksum::Sum, checksum_offset},
 };
 
 /// Ticks in a second at 250 Hz, rounded to whole ones.

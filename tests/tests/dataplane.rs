@@ -77,6 +77,7 @@ fn main() -> ExitCode {
         root("every_way_to_wait_for_a_grace_period_works", every_way_to_wait_works),
         root("the_length_of_a_jiffy_is_the_kernels", the_length_of_a_jiffy_is_the_kernels),
         root("a_sweep_evicts_exactly_what_has_expired", a_sweep_evicts_exactly_what_has_expired),
+        root("flows_of_real_packets_are_counted_and_evicted", flows_of_real_packets_are_counted_and_evicted),
         root("a_sweep_evicts_what_a_backend_may_not_keep", a_sweep_evicts_what_a_backend_may_not_keep),
         root("a_sweep_forgets_replies_that_are_too_old", a_sweep_forgets_replies_that_are_too_old),
         root("late_answers_keep_a_removed_backend_named", late_answers_keep_a_removed_backend_named),
@@ -498,8 +499,49 @@ fn a_sweep_evicts_exactly_what_has_expired() -> Result<()> {
     ensure!(in_use.filter(|way| !free(way)).count() == stay.len() + 1, "only what was put there, and the busy way");
     let count = active.entry(2).context("is in the map")?[0].load(Ordering::SeqCst);
     ensure!(count == stay.len() as u64, "{count} active, {} flows", stay.len());
-    ensure!(bpf.audit() == [], "{:?}", bpf.audit());
+    ensure!(bpf.audit().is_empty(), "{:?}", bpf.audit());
     ensure!(bpf.sweep_now()?.evicted == 0, "a second sweep finds nothing");
+    Ok(())
+}
+
+fn flows_of_real_packets_are_counted_and_evicted() -> Result<()> {
+    const FLOWS: u64 = 40;
+    let ground = Ground::new()?;
+    let veth = Veth::new("flow")?;
+    let (mut bpf, _) = ground.open()?;
+    // The first service of the sample, reached at the address that the other end sends to.
+    let frontend = key(&veth.target, 9);
+    let [first, second] = [BackendId(1), BackendId(2)];
+    bpf.apply(&sample_changes())?;
+    bpf.apply(&[
+        Change::SetBackendWay(second, Way::Stack),
+        Change::WriteFrontendInfo(FrontendId(1), FrontendInfo { key: frontend, service: ServiceId(1) }),
+        Change::PutFrontend(frontend, Frontend { frontend: FrontendId(1), service: ServiceId(1) }),
+        Change::Grace,
+    ])?;
+    outcomes(&attach::apply(&bpf, &veth.clients(), Mode::Tcx)?)?;
+    let sockets = (0..FLOWS).map(|_| UdpSocket::bind("0.0.0.0:0")).collect::<Result<Vec<_>, _>>()?;
+    for _ in 0..3 {
+        for socket in &sockets {
+            socket.send_to(b"hello", (veth.target.as_str(), 9))?;
+        }
+    }
+    let counters = bpf.counters()?;
+    let stats = counters.services[&ServiceId(1)];
+    ensure!((stats.tickets, stats.diverted, stats.refused) == (FLOWS, 0, 0), "{stats:?}");
+    for id in [first, second] {
+        let traffic = counters.traffic[&id];
+        ensure!((traffic.choices, traffic.packets_in) == (FLOWS / 2, 3 * FLOWS / 2), "{id:?}: {traffic:?}");
+        ensure!(counters.active[&id] == FLOWS / 2, "{counters:?}");
+    }
+    ensure!(bpf.maps().cursor(ServiceId(1)) == Some(7 + FLOWS));
+    ensure!(bpf.audit().is_empty(), "{:?}", bpf.audit());
+    let swept = bpf.sweep_now()?;
+    ensure!(swept.evicted == 0 && swept.named.backends == BTreeSet::from([first, second]), "{swept:?}");
+    bpf.apply(&[Change::SetBackendState(first, BackendState::UdpGone), Change::Grace])?;
+    let swept = bpf.sweep_now()?;
+    ensure!(swept.evicted == FLOWS / 2 && swept.named.backends == BTreeSet::from([second]), "{swept:?}");
+    ensure!(bpf.counters()?.active[&first] == 0 && bpf.audit().is_empty(), "{:?}", bpf.audit());
     Ok(())
 }
 
@@ -529,7 +571,7 @@ fn a_sweep_evicts_what_a_backend_may_not_keep() -> Result<()> {
     let swept = bpf.sweep_now()?;
     ensure!(swept.evicted == 5, "{swept:?}");
     ensure!(swept.named.backends == BTreeSet::from([BackendId(1), BackendId(2)]), "{swept:?}");
-    ensure!(bpf.audit() == [], "{:?}", bpf.audit());
+    ensure!(bpf.audit().is_empty(), "{:?}", bpf.audit());
     Ok(())
 }
 
@@ -571,7 +613,7 @@ fn an_audit_finds_a_wrong_count() -> Result<()> {
     let flows = ground.mapping("FLOWS")?;
     let active = ground.mapping("ACTIVE")?;
     put_flow(&flows, &active, (3, 0), FlowState::Established, bpf.now()?, BackendId(2), FrontendId(1))?;
-    ensure!(bpf.audit() == []);
+    ensure!(bpf.audit().is_empty());
     active.entry(2).context("is in the map")?[0].fetch_add(4, Ordering::SeqCst);
     let [miscount] = bpf.audit()[..] else { bail!("{:?}", bpf.audit()) };
     ensure!((miscount.backend, miscount.in_table, miscount.counted) == (BackendId(2), 1, 5), "{miscount:?}");

@@ -8,7 +8,7 @@ use lb_ebpf::pipeline::Exit;
 
 /// The TC verdict by which a packet leaves.
 #[inline(always)]
-pub fn send(exit: Exit) -> i32 {
+pub(crate) fn send(exit: Exit) -> i32 {
     let verdict = match exit {
         Exit::Stack => return TC_ACT_UNSPEC,
         // SAFETY: a null parameter block of length zero lets the kernel look up route and neighbour itself.

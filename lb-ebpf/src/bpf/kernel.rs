@@ -23,20 +23,20 @@ use lb_ebpf::{
 use super::maps;
 
 /// The running kernel, as a packet with this context sees it.
-pub struct BpfKernel<'c> {
+pub(crate) struct BpfKernel<'c> {
     context: &'c TcContext,
 }
 
 impl<'c> BpfKernel<'c> {
     /// The kernel around `context`.
     #[inline(always)]
-    pub fn new(context: &'c TcContext) -> Self {
+    pub(crate) fn new(context: &'c TcContext) -> Self {
         Self { context }
     }
 }
 
 /// The secret in the program's read-only data.
-pub struct ProgramSecret;
+pub(crate) struct ProgramSecret;
 
 impl SecretWords for ProgramSecret {
     #[inline(always)]
@@ -104,7 +104,11 @@ impl Kernel for BpfKernel<'_> {
         // SAFETY: the pointer is to a live map value. State and way are volatile, because the controller swaps them;
         // the rest does not change while anything names the record.
         Some(unsafe {
-            Backend { way: (&raw const (*record).way).read_volatile(), state: (&raw const (*record).state).read_volatile(), ..*record }
+            Backend {
+                way: (&raw const (*record).way).read_volatile(),
+                state: (&raw const (*record).state).read_volatile(),
+                ..*record
+            }
         })
     }
 
@@ -209,12 +213,7 @@ impl Kernel for BpfKernel<'_> {
         let mut fib = FibQuery::new(query, ifindex);
         // SAFETY: `FibQuery` has the size and layout of the helper's parameter block.
         let result = unsafe {
-            bpf_fib_lookup(
-                self.context.skb.skb.cast(),
-                (&raw mut fib).cast(),
-                size_of::<FibQuery>() as i32,
-                0,
-            )
+            bpf_fib_lookup(self.context.skb.skb.cast(), (&raw mut fib).cast(), size_of::<FibQuery>() as i32, 0)
         };
         match result as u32 {
             BPF_FIB_LKUP_RET_SUCCESS => Route::Link {

@@ -28,62 +28,62 @@ use lb_ebpf::{
 // Sizes of 1 are placeholders: the controller sets max_entries before it loads.
 
 #[map]
-pub static FRONTENDS: HashMap<SocketKey, Frontend> = HashMap::with_max_entries(1, 0);
+pub(crate) static FRONTENDS: HashMap<SocketKey, Frontend> = HashMap::with_max_entries(1, 0);
 #[map]
-pub static FRONTEND_INFO: Array<FrontendInfo> = Array::with_max_entries(1, 0);
+pub(crate) static FRONTEND_INFO: Array<FrontendInfo> = Array::with_max_entries(1, 0);
 #[map]
-pub static SERVICES: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+pub(crate) static SERVICES: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-pub static POLICIES: Array<Policy> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+pub(crate) static POLICIES: Array<Policy> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-pub static SLOTS: Array<SlotChunk> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+pub(crate) static SLOTS: Array<SlotChunk> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-pub static BACKENDS: Array<Backend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+pub(crate) static BACKENDS: Array<Backend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-pub static ENDPOINTS: HashMap<SocketKey, Endpoint> = HashMap::with_max_entries(1, 0);
+pub(crate) static ENDPOINTS: HashMap<SocketKey, Endpoint> = HashMap::with_max_entries(1, 0);
 /// The first word of each record is the cursor; the rest keeps cursors apart in the cache.
 #[map]
-pub static CURSORS: Array<[Shared; 8]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+pub(crate) static CURSORS: Array<[Shared; 8]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 // Mmapable also because that aligns the buckets to cache lines.
 #[map]
-pub static FLOWS: Array<FlowBucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+pub(crate) static FLOWS: Array<FlowBucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-pub static REPLIES: Array<ReplyBucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+pub(crate) static REPLIES: Array<ReplyBucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentRecord> = LruHashMap::with_max_entries(1, 0);
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentRecord> = LruHashMap::with_max_entries(1, 0);
 #[map]
-pub static ACTIVE: Array<Shared> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+pub(crate) static ACTIVE: Array<Shared> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-pub static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(1, 0);
 #[map]
-pub static SERVICE_STATS: PerCpuArray<ServiceStats> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static SERVICE_STATS: PerCpuArray<ServiceStats> = PerCpuArray::with_max_entries(1, 0);
 #[map]
-pub static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ALL.len() as u32, 0);
+pub(crate) static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ALL.len() as u32, 0);
 #[map]
-pub static SWEEP: Array<Shared> = Array::with_max_entries(1, 0);
+pub(crate) static SWEEP: Array<Shared> = Array::with_max_entries(1, 0);
 /// Layout version, sizes and secret, for the controller that adopts these maps. No program reads it.
 #[map]
-pub static SETTINGS: Array<[u64; 32]> = Array::with_max_entries(1, 0);
+pub(crate) static SETTINGS: Array<[u64; 32]> = Array::with_max_entries(1, 0);
 /// What the verifier is made to forget: see [`remember`].
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 #[map]
-pub static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(2, 0);
+pub(crate) static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(2, 0);
 /// Apart from the buckets, because an array with locks cannot be mapped.
 #[btf_map]
-pub static LOCKS: btf_maps::Array<Lock, { LOCK_COUNT as usize }> = btf_maps::Array::new();
+pub(crate) static LOCKS: btf_maps::Array<Lock, { LOCK_COUNT as usize }> = btf_maps::Array::new();
 
 /// A lock in a cache line of its own.
 #[repr(C)]
-pub struct Lock {
+pub(crate) struct Lock {
     lock: bpf_spin_lock,
     pad: [u32; 15],
 }
 
 /// Where `begin_flow` stands in `PROGRAMS`.
-pub const BEGIN_FLOW: u32 = 0;
+pub(crate) const BEGIN_FLOW: u32 = 0;
 /// Where `query` stands in `PROGRAMS`.
-pub const QUERY: u32 = 1;
+pub(crate) const QUERY: u32 = 1;
 
 // Read-only data, set by the controller before it loads. Read through `constant`, else the compiler believes the values here.
 
@@ -103,40 +103,40 @@ static REPLY_SETTLED_TICKS: u32 = 0;
 static FRAGMENT_TICKS: u32 = 0;
 
 #[inline(always)]
-pub fn flow_bucket_mask() -> u32 {
+pub(crate) fn flow_bucket_mask() -> u32 {
     constant(&FLOW_BUCKET_MASK)
 }
 
 #[inline(always)]
-pub fn reply_bucket_mask() -> u32 {
+pub(crate) fn reply_bucket_mask() -> u32 {
     constant(&REPLY_BUCKET_MASK)
 }
 
 #[inline(always)]
-pub fn reply_ticks() -> u32 {
+pub(crate) fn reply_ticks() -> u32 {
     constant(&REPLY_TICKS)
 }
 
 #[inline(always)]
-pub fn reply_settled_ticks() -> u32 {
+pub(crate) fn reply_settled_ticks() -> u32 {
     constant(&REPLY_SETTLED_TICKS)
 }
 
 #[inline(always)]
-pub fn fragment_ticks() -> u32 {
+pub(crate) fn fragment_ticks() -> u32 {
     constant(&FRAGMENT_TICKS)
 }
 
 /// Ticks by the four bits of a flow's state.
 #[inline(always)]
-pub fn state_ticks(bits: u64) -> u64 {
+pub(crate) fn state_ticks(bits: u64) -> u64 {
     // SAFETY: four bits index sixteen words.
     unsafe { (&raw const STATE_TICKS).cast::<u64>().add((bits & 15) as usize).read_volatile() }
 }
 
 /// A word of the secret; `index` is a constant below its length at every call.
 #[inline(always)]
-pub fn secret_word(index: usize) -> u64 {
+pub(crate) fn secret_word(index: usize) -> u64 {
     // SAFETY: the callers are the hashes of lb-common, whose indices its tests check against `Secret::WORDS`.
     unsafe { (&raw const SECRET).cast::<u64>().add(index).read_volatile() }
 }
@@ -157,7 +157,7 @@ struct Scratch {
 ///
 /// The value stays until the next packet on this CPU; nothing else runs on it before this one is done.
 #[inline(always)]
-pub fn remember(parsed: Parsed) -> Option<&'static Parsed> {
+pub(crate) fn remember(parsed: Parsed) -> Option<&'static Parsed> {
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: the pointer is to this CPU's value of a live map, and the field was written before it is read. The empty
     // assembly keeps the compiler from using what it has just stored.
@@ -170,7 +170,7 @@ pub fn remember(parsed: Parsed) -> Option<&'static Parsed> {
 
 /// A word of this CPU's own.
 #[inline(always)]
-pub fn scratch() -> Option<&'static Shared> {
+pub(crate) fn scratch() -> Option<&'static Shared> {
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: the pointer is to this CPU's value of a live map.
     Some(unsafe { &(*scratch).number })
@@ -178,7 +178,7 @@ pub fn scratch() -> Option<&'static Shared> {
 
 /// Counts a packet that is not forwarded.
 #[inline(always)]
-pub fn count(reason: Reason) {
+pub(crate) fn count(reason: Reason) {
     if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
         // SAFETY: the pointer is to this CPU's value of a map that is never freed while the program runs.
         unsafe { *counter += 1 };
@@ -187,7 +187,7 @@ pub fn count(reason: Reason) {
 
 /// Goes on in another program; comes back only when it is missing.
 #[inline(always)]
-pub fn tail_call(context: &TcContext, program: u32) -> Reason {
+pub(crate) fn tail_call(context: &TcContext, program: u32) -> Reason {
     // SAFETY: both programs of the array take the same context.
     let _ = unsafe { PROGRAMS.tail_call(context, program) };
     Reason::Inconsistent
@@ -195,7 +195,7 @@ pub fn tail_call(context: &TcContext, program: u32) -> Reason {
 
 /// Runs `change` under a lock.
 #[inline(always)]
-pub fn locked<R>(index: u32, change: impl FnOnce() -> R) -> Option<R> {
+pub(crate) fn locked<R>(index: u32, change: impl FnOnce() -> R) -> Option<R> {
     let entry = LOCKS.get_ptr_mut(index)?;
     // SAFETY: the map's value begins with a lock that its BTF declares; nothing in between calls a helper.
     unsafe {

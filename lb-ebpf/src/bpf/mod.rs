@@ -1,6 +1,6 @@
 //! Everything that is BPF: the maps, the bounds check, the helpers. All unsafe code of the data path but the atomics.
 
-pub mod exit;
-pub mod kernel;
-pub mod maps;
-pub mod packet;
+pub(crate) mod exit;
+pub(crate) mod kernel;
+pub(crate) mod maps;
+pub(crate) mod packet;

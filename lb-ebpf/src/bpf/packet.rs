@@ -13,11 +13,9 @@ use lb_common::{
     reason::Reason,
 };
 use lb_ebpf::{
-    parse::IP_OFFSET,
     packet::{Edit, Link, Packet, Side, TransportEdit},
-    wire::{
-        DESTINATION_PORT_OFFSET, IpHeader, Ipv4, Ipv6, SOURCE_PORT_OFFSET, checksum::Sum, checksum_offset,
-    },
+    parse::IP_OFFSET,
+    wire::{DESTINATION_PORT_OFFSET, IpHeader, Ipv4, Ipv6, SOURCE_PORT_OFFSET, checksum::Sum, checksum_offset},
 };
 use zerocopy::FromBytes;
 
@@ -25,14 +23,14 @@ use zerocopy::FromBytes;
 const HEADERS: u32 = 128;
 
 /// A packet at the TC hook.
-pub struct TcPacket<'c> {
+pub(crate) struct TcPacket<'c> {
     context: &'c TcContext,
 }
 
 impl<'c> TcPacket<'c> {
     /// The packet of `context`, its headers in reach.
     #[inline(always)]
-    pub fn new(context: &'c TcContext) -> Self {
+    pub(crate) fn new(context: &'c TcContext) -> Self {
         let length = context.len();
         let linear = context.data_end() - context.data();
         if linear < HEADERS as usize && linear < length as usize {

@@ -191,8 +191,7 @@ fn claim(
     if !victim.is_evictable || !way.replace(victim.word.0, busy.0) {
         return (Outcome::Lost, None);
     }
-    let evicted =
-        if victim.word.state_bits() == FlowState::Free.to_bits() { None } else { Some(backend_of(entry)) };
+    let evicted = if victim.word.state_bits() == FlowState::Free.to_bits() { None } else { Some(backend_of(entry)) };
     let position = match chooser.draw() {
         Ticket::Position(position) => position,
         Ticket::Unmatched => {
@@ -293,9 +292,7 @@ fn find_in(bucket: &FlowBucket, key: &Key, tag: u64, peer: Peer) -> Option<Seen>
             let served = entry[3].load();
             let is_peer = match peer {
                 Peer::Frontend(frontend) => whom == key.words[2] | (frontend.0 as u64) << 32,
-                Peer::Endpoint(endpoint) => {
-                    whom & 0xffff_ffff == key.words[2] && served >> 32 == endpoint.0 as u64
-                }
+                Peer::Endpoint(endpoint) => whom & 0xffff_ffff == key.words[2] && served >> 32 == endpoint.0 as u64,
             };
             if is_peer
                 && entry[1].load() == key.words[1]
@@ -362,8 +359,7 @@ impl Victim {
         } else {
             second.best < first.best
         };
-        let (best, bucket) =
-            if is_second { (second.best, buckets.second) } else { (first.best, buckets.first) };
+        let (best, bucket) = if is_second { (second.best, buckets.second) } else { (first.best, buckets.first) };
         let way = (best & 7) as usize;
         let word = match bucket.words.get(way) {
             Some(way) => Word(way.load()),

@@ -281,9 +281,11 @@ fn a_refreshed_flow_does_not_expire() {
     start(&cpu, &policy, 1, FRONTEND, FlowState::Udp).expect("there is room");
     for n in 0..10 {
         maps.wait_seconds(20);
-        find_by_frontend(&cpu, client(1), FRONTEND)
-            .expect("it was seen 20 s ago")
-            .note(cpu.now(), From::Client, TcpFlags::default());
+        find_by_frontend(&cpu, client(1), FRONTEND).expect("it was seen 20 s ago").note(
+            cpu.now(),
+            From::Client,
+            TcpFlags::default(),
+        );
         start(&cpu, &policy, 100 + n, FRONTEND, FlowState::Udp).expect("there is room");
     }
     assert!(find_by_frontend(&cpu, client(1), FRONTEND).is_some());

@@ -232,20 +232,9 @@ impl Bpf {
     /// # Errors
     /// When the kernel refuses the test run.
     pub fn jiffies(&self) -> Result<u32, DataplaneError> {
-        let refused = |source: io::Error| DataplaneError::Map {
-            map: "programs",
-            operation: format!("run {READ_JIFFIES}"),
-            source,
-        };
-        let program: &SchedClassifier = self
-            .ebpf
-            .program(READ_JIFFIES)
-            .and_then(|program| program.try_into().ok())
-            .expect("`load` has loaded this program");
         // Any packet will do, but a test run wants an Ethernet header and something in it.
         let packet = [0; 64];
-        let options = TestRunOptions { data_in: Some(&packet), ..TestRunOptions::default() };
-        program.test_run(options).map(|result| result.return_value).map_err(|error| refused(io::Error::other(error)))
+        self.test_run(READ_JIFFIES, TestRunOptions { data_in: Some(&packet), ..TestRunOptions::default() })
     }
 
     /// Runs one packet through an attached program, without a device: its verdict and the packet after it.
@@ -253,20 +242,10 @@ impl Bpf {
     /// # Errors
     /// When the kernel refuses the test run, as it does for less than an Ethernet header.
     pub fn run_once(&self, program: Program, packet: &[u8]) -> Result<(i32, Vec<u8>), DataplaneError> {
-        let loaded: &SchedClassifier = self
-            .ebpf
-            .program(program.name())
-            .and_then(|program| program.try_into().ok())
-            .expect("`load` has loaded this program");
         let mut after = vec![0; packet.len()];
-        let options =
-            TestRunOptions { data_in: Some(packet), data_out: Some(&mut after), ..TestRunOptions::default() };
-        let result = loaded.test_run(options).map_err(|error| DataplaneError::Map {
-            map: "programs",
-            operation: format!("run {}", program.name()),
-            source: io::Error::other(error),
-        })?;
-        Ok((result.return_value as i32, after))
+        let options = TestRunOptions { data_in: Some(packet), data_out: Some(&mut after), ..TestRunOptions::default() };
+        let verdict = self.test_run(program.name(), options)?;
+        Ok((verdict.cast_signed(), after))
     }
 
     /// Waits until no packet is under way that saw anything of before.
@@ -279,12 +258,7 @@ impl Bpf {
 
     /// A loaded program, to attach.
     pub(super) fn program(&self, program: Program) -> BorrowedFd<'_> {
-        let loaded: &SchedClassifier = self
-            .ebpf
-            .program(program.name())
-            .and_then(|program| program.try_into().ok())
-            .expect("`load` has loaded this program");
-        loaded.fd().expect("`load` has loaded this program").as_fd()
+        self.loaded(program.name()).fd().expect("`load` has loaded this program").as_fd()
     }
 
     /// Forgets the program arrays of earlier loadings: their entries go, so no packet may be under way in their
@@ -301,6 +275,22 @@ impl Bpf {
             sys::unpin(&path(generation)).map_err(|source| PinsError::Io { path: path(generation), source })?;
         }
         Ok(())
+    }
+
+    fn test_run(&self, name: &str, options: TestRunOptions<'_>) -> Result<u32, DataplaneError> {
+        let refused = |error| DataplaneError::Map {
+            map: PROGRAMS,
+            operation: format!("run {name}"),
+            source: io::Error::other(whole(&error)),
+        };
+        self.loaded(name).test_run(options).map(|result| result.return_value).map_err(refused)
+    }
+
+    fn loaded(&self, name: &str) -> &SchedClassifier {
+        self.ebpf
+            .program(name)
+            .and_then(|program| program.try_into().ok())
+            .expect("`load` has loaded every program that is asked for")
     }
 
     /// Removed backends whose late answers the reply table still translates: by its key, which can be looked up but not

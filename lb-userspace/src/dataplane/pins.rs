@@ -248,8 +248,14 @@ impl Pins {
 
 /// Unmounts the bpf filesystem in its usual place, unless someone else has begun to use it.
 pub(super) fn unmount() -> Result<(), PinsError> {
+    // What the kernel itself puts into each one (kernel/bpf/preload).
+    const PRELOADED: [&str; 2] = ["maps.debug", "progs.debug"];
     let mount = Path::new(DEFAULT_MOUNT);
-    if names(mount)?.is_empty() { sys::unmount(mount).map_err(|error| io_error(mount, error)) } else { Ok(()) }
+    if names(mount)?.iter().all(|name| PRELOADED.contains(&name.as_str())) {
+        sys::unmount(mount).map_err(|error| io_error(mount, error))
+    } else {
+        Ok(())
+    }
 }
 
 /// What all maps of a folder were made for.

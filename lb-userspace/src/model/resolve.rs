@@ -115,3 +115,85 @@ fn behind(service: &Service, frontend: SocketKey) -> Option<(ServiceKey, Choice<
     };
     (!choice.backends().is_empty()).then_some((key, choice))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Listen;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("a valid address")
+    }
+
+    fn service(name: &str, at: At, schedule: Schedule, backends: &[&str]) -> Service {
+        let protocols = [Protocol::UDP, Protocol::TCP].into();
+        let targets = backends.iter().map(|text| Target { address: ip(text), port: None }).collect();
+        let listens = vec![Listen { at, port: 53, protocols }];
+        Service { name: name.to_owned(), listens, schedule, choice: Choice::RoundRobin(targets) }
+    }
+
+    fn eth3(addresses: &[&str]) -> BTreeMap<String, BTreeSet<IpAddr>> {
+        [("eth3".to_owned(), addresses.iter().map(|text| ip(text)).collect())].into()
+    }
+
+    /// What came of it, a line for each service of the kernel.
+    fn dump(compiled: &Compiled) -> Vec<String> {
+        let line = |(key, service): (&ServiceKey, &CompiledService)| {
+            let list = |keys: Vec<String>| keys.join(" ");
+            let frontends = list(service.frontends.iter().map(ToString::to_string).collect());
+            let backends = list(service.choice.backends().iter().map(ToString::to_string).collect());
+            format!("{} {}: {frontends} -> {backends}", key.name, service.schedule.name())
+        };
+        compiled.services.iter().map(line).collect()
+    }
+
+    #[test]
+    fn an_interface_becomes_its_addresses_and_a_service_one_for_each_family_and_protocol() {
+        let at = At::Interface("eth3".to_owned());
+        let services = vec![service("dns", at, Schedule::PerPacket, &["10.0.0.2", "fd00::2", "10.0.0.3"])];
+        let compiled = resolve(&Desired { services }, &eth3(&["192.0.2.1", "192.0.2.2", "2001:db8::1"]));
+        let expected = [
+            "dns per-flow: 192.0.2.1:53/tcp 192.0.2.2:53/tcp -> 10.0.0.2:53/tcp 10.0.0.3:53/tcp",
+            "dns per-packet: 192.0.2.1:53/udp 192.0.2.2:53/udp -> 10.0.0.2:53/udp 10.0.0.3:53/udp",
+            "dns per-flow: [2001:db8::1]:53/tcp -> [fd00::2]:53/tcp",
+            "dns per-packet: [2001:db8::1]:53/udp -> [fd00::2]:53/udp",
+        ];
+        assert_eq!(dump(&compiled), expected);
+        assert_eq!(compiled.rejected, []);
+    }
+
+    #[test]
+    fn a_family_without_backends_and_an_interface_without_addresses_are_left_to_the_host() {
+        let at = || At::Interface("eth3".to_owned());
+        let services = vec![service("dns", at(), Schedule::PerFlow, &["10.0.0.2"])];
+        assert_eq!(dump(&resolve(&Desired { services: services.clone() }, &eth3(&["2001:db8::1"]))), [""; 0]);
+        assert_eq!(dump(&resolve(&Desired { services }, &BTreeMap::new())), [""; 0]);
+    }
+
+    #[test]
+    fn what_two_services_claim_once_interfaces_have_addresses_goes_to_the_first() {
+        let services = vec![
+            service("a", At::Address(ip("192.0.2.1")), Schedule::PerFlow, &["10.0.0.2"]),
+            service("b", At::Interface("eth3".to_owned()), Schedule::PerFlow, &["10.0.0.3"]),
+        ];
+        let compiled = resolve(&Desired { services }, &eth3(&["192.0.2.1", "192.0.2.2"]));
+        let shown: Vec<_> = compiled.rejected.iter().map(ToString::to_string).collect();
+        let why = |frontend| {
+            format!("service b: frontend {frontend} is claimed by service a as well; let one of them have it")
+        };
+        assert_eq!(shown, [why("192.0.2.1:53/tcp"), why("192.0.2.1:53/udp")]);
+        assert_eq!(dump(&compiled)[2], "b per-flow: 192.0.2.2:53/tcp -> 10.0.0.3:53/tcp");
+    }
+
+    #[test]
+    fn an_address_of_the_interface_is_no_backend_on_the_same_port() {
+        let at = At::Interface("eth3".to_owned());
+        let services = vec![service("dns", at, Schedule::PerFlow, &["192.0.2.1", "10.0.0.2"])];
+        let compiled = resolve(&Desired { services }, &eth3(&["192.0.2.1"]));
+        assert_eq!(compiled.services.len(), 0);
+        assert_eq!(
+            compiled.rejected[0].to_string(),
+            "service dns: backend 192.0.2.1:53/tcp is the frontend itself; remove it, or give it another port"
+        );
+    }
+}

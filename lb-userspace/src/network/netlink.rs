@@ -59,15 +59,16 @@ impl Network {
                 view.addresses.entry(address.ifindex).or_default().insert(address.address);
             }
         }
-        for message in [self.dump(Dump::Neighbours)?, self.dump(Dump::Forwarding)?].concat() {
-            match message {
-                Message::Neighbour(NeighbourMessage::Neighbour { ifindex, address, known: Some(neighbour) }) => {
-                    view.neighbours.insert((ifindex, address), neighbour);
-                }
-                Message::Neighbour(NeighbourMessage::Forwarding { bridge, port, mac }) => {
-                    view.forwarding.entry((bridge, mac)).or_default().insert(port);
-                }
-                _ => {}
+        for message in self.dump(Dump::Neighbours)? {
+            if let Message::Neighbour(NeighbourMessage::Neighbour { ifindex, address, known: Some(neighbour) }) =
+                message
+            {
+                view.neighbours.insert((ifindex, address), neighbour);
+            }
+        }
+        for message in self.dump(Dump::Forwarding)? {
+            if let Message::Neighbour(NeighbourMessage::Forwarding { bridge, port, mac }) = message {
+                view.forwarding.entry((bridge, mac)).or_default().insert(port);
             }
         }
         for backend in backends {
@@ -139,13 +140,13 @@ impl Network {
         loop {
             let (datagram, _) = self.socket.recv_from_full().map_err(NetworkError::of(name))?;
             for message in wire::messages(&datagram) {
-                match message {
-                    Message::Done => return Ok(all),
-                    Message::Answer(errno) => {
-                        return Err(NetworkError { what: name, source: io::Error::from_raw_os_error(errno) });
-                    }
-                    message => all.push(message),
+                if let Message::Answer(errno) = message {
+                    return Err(NetworkError { what: name, source: io::Error::from_raw_os_error(errno) });
                 }
+                if message == Message::Done {
+                    return Ok(all);
+                }
+                all.push(message);
             }
         }
     }

@@ -477,7 +477,8 @@ mod tests {
 
     #[test]
     fn a_route_says_its_device_and_gateway_of_either_family() {
-        let cases: [(u8, &[(u16, &[u8])], Route); 5] = [
+        type Attributes<'a> = &'a [(u16, &'a [u8])];
+        let cases: [(u8, Attributes<'_>, Route); 5] = [
             (1, &[(4, &7_u32.to_ne_bytes())], Route::Through { device: 7, gateway: None }),
             (
                 1,

@@ -41,12 +41,13 @@ pub(super) struct Events {
     sweep: Interval,
     /// The network is not looked at again before this moment.
     network_from: Instant,
-    returned: Instant,
+    returned: Option<Instant>,
 }
 
 impl Events {
     const SWEEP: Duration = Duration::from_secs(5);
     const LOOK_AT_FILE: Duration = Duration::from_millis(250);
+    const LONGEST_REST: Duration = Duration::from_millis(500);
 
     /// Begins to wait.
     pub(super) fn open(config: &Path) -> Result<Self, RunError> {
@@ -59,16 +60,17 @@ impl Events {
             file: Watched::new(config),
             sweep: every(Self::SWEEP),
             network_from: Instant::now(),
-            returned: Instant::now(),
+            returned: None,
         })
     }
 
     /// Waits for the next event; `view` is what is known of the network.
     pub(super) async fn next(&mut self, changes: &mut Changes, view: &View) -> Result<Event, NetworkError> {
         // A network that changes all the time gets a quarter of this thread's time.
-        self.network_from = Instant::now() + self.returned.elapsed() * 3;
+        let busy = self.returned.map_or(Duration::ZERO, |returned| returned.elapsed());
+        self.network_from = Instant::now() + (busy * 3).min(Self::LONGEST_REST);
         let event = self.wait(changes, view).await;
-        self.returned = Instant::now();
+        self.returned = Some(Instant::now());
         event
     }
 

@@ -363,10 +363,7 @@ impl<D: Dataplane> World<D> {
 
     /// Goes on as before, and says why.
     fn refuse(&mut self, error: &RunError) {
-        let messages: Vec<String> = match error {
-            RunError::Refused(messages) => messages.clone(),
-            other => vec![other.to_string()],
-        };
+        let messages = if let RunError::Refused(messages) = error { messages.clone() } else { vec![error.to_string()] };
         for message in &messages {
             warn!("{message}");
         }

@@ -5,6 +5,7 @@ mod table;
 
 use std::{
     fmt::Write as _,
+    fs,
     io::{self, IsTerminal as _, Write as _},
     net::SocketAddr,
     time::{Duration, Instant},
@@ -49,7 +50,7 @@ pub fn run(options: Options) -> Result<bool> {
     println!("\n{}", stage.verdict());
     let is_fine = stage.faults.is_empty();
     if options.keep {
-        println!("{}", stage.what_next(&evenkeel));
+        println!("{}", stage.what_next(&evenkeel)?);
         stage.keep(evenkeel)?;
     } else {
         evenkeel.stop()?;
@@ -122,7 +123,7 @@ impl Method {
     }
 }
 
-/// Where the rows of a method go to.
+/// What the rows of a method must come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Promise {
     /// Every query is answered.
@@ -292,24 +293,27 @@ impl Stage {
         text
     }
 
-    fn what_next(&self, evenkeel: &Evenkeel) -> String {
+    fn what_next(&self, evenkeel: &Evenkeel) -> Result<String> {
         let (client, balancer) = (self.lab.client().namespace.path(), self.lab.balancer().path());
         let (client, balancer) = (client.display(), balancer.display());
         let (program, folders) = (evenkeel.program().display(), evenkeel.folders().join(" "));
         let configuration = evenkeel.configuration();
         let pid = evenkeel.pid().map_or_else(String::new, |pid| pid.to_string());
         let server = FRONTENDS[0];
-        format!(
+        let questions = self.lab.directory("demo")?.join("questions");
+        fs::write(&questions, format!("{WHO} TXT\n"))?;
+        let questions = questions.display();
+        Ok(format!(
             "The lab stays up. To try next, as root:\n\
              \n  # who answers?\n  nsenter --net={client} dig +short @{server} {WHO} TXT\n\
              \n  # load, and the rates beside it\n  \
-             echo '{WHO} TXT' | nsenter --net={client} dnsperf -s {server} -l 10\n  \
+             nsenter --net={client} dnsperf -s {server} -l 10 -d {questions}\n  \
              nsenter --net={balancer} {program} ls --rate {folders}\n\
              \n  # another selector, or fewer backends: edit, and it is reloaded\n  ${{EDITOR:-vi}} {}\n\
              \n  # the controller may die, the answers go on\n  kill -9 {pid}\n\
              \n  # and away with all of it\n  cargo xtask demo --down\n",
             configuration.display()
-        )
+        ))
     }
 
     fn keep(self, evenkeel: Evenkeel) -> Result<()> {
