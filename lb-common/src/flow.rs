@@ -143,11 +143,14 @@ pub enum FlowState {
     UdpAnswered = 9,
     /// UDP: asked again after an answer.
     UdpAssured = 10,
+    /// The conversation went to another backend, or is over and was opened anew. No packet of the client finds this any
+    /// more; late answers do, and carry the frontend's address.
+    Moved = 11,
 }
 
 impl FlowState {
     /// States there are.
-    pub const COUNT: usize = 11;
+    pub const COUNT: usize = 12;
 
     /// Every state, at the index of its bits.
     pub const ALL: [Self; Self::COUNT] = [
@@ -162,6 +165,7 @@ impl FlowState {
         Self::Udp,
         Self::UdpAnswered,
         Self::UdpAssured,
+        Self::Moved,
     ];
 
     /// The four bits in a [`Word`].
@@ -184,7 +188,25 @@ impl FlowState {
             8 => Self::Udp,
             9 => Self::UdpAnswered,
             10 => Self::UdpAssured,
+            11 => Self::Moved,
             _ => Self::Busy,
+        }
+    }
+
+    /// Whether a flow in this state is one of its backend's active flows.
+    #[inline(always)]
+    pub const fn is_active(self) -> bool {
+        match self {
+            Self::Free | Self::Busy | Self::Moved => false,
+            Self::HalfOpen
+            | Self::Answered
+            | Self::Established
+            | Self::ClientClosed
+            | Self::BackendClosed
+            | Self::Closing
+            | Self::Udp
+            | Self::UdpAnswered
+            | Self::UdpAssured => true,
         }
     }
 
@@ -204,6 +226,7 @@ impl FlowState {
             Self::Udp => Some(30),
             Self::UdpAnswered => Some(30),
             Self::UdpAssured => Some(120),
+            Self::Moved => Some(30),
         }
     }
 }

@@ -96,12 +96,12 @@ pub fn balance<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed
         return opening(parsed);
     };
     if found.opens_anew(parsed.flags) {
-        found.evict(kernel);
+        found.retire(kernel, kernel.now());
         return opening(parsed);
     }
     let backend = kernel.backend(found.backend).ok_or(Reason::Inconsistent)?;
     if !serves_old(&backend, parsed.protocol) {
-        found.evict(kernel);
+        found.retire(kernel, kernel.now());
         return opening(parsed);
     }
     found.note(kernel.now(), From::Client, parsed.flags);

@@ -2,7 +2,8 @@
 //!
 //! A change of configuration is read from left to right: `source` makes what is wanted (`model`) of a file, `plan`
 //! makes tables of that with the help of `selector`, and changes of the difference to what is programmed, and
-//! `dataplane` applies them.
+//! `dataplane` applies them. `network` sees what the host looks like and chooses the way to each backend; `reconcile`
+//! is the story that calls all of these in order; `state` and `cli` tell of it.
 
 pub mod capacity;
 pub mod cli;

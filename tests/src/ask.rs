@@ -386,7 +386,7 @@ fn id(index: usize) -> u16 {
 }
 
 /// RFC 1035, 4.1: a query for a TXT record, its ID still 0.
-fn query(name: &str) -> Vec<u8> {
+pub(crate) fn query(name: &str) -> Vec<u8> {
     let mut query = vec![0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.trim_end_matches('.').split('.') {
         query.push(u8::try_from(label.len()).expect("a label of less than 64 bytes"));
@@ -397,7 +397,7 @@ fn query(name: &str) -> Vec<u8> {
 }
 
 /// The ID of an answer and its first character string; nothing if it is no answer with a TXT record.
-fn parse(message: &[u8]) -> Option<(u16, String)> {
+pub(crate) fn parse(message: &[u8]) -> Option<(u16, String)> {
     let id = u16::from_be_bytes([*message.first()?, *message.get(1)?]);
     let (is_response, code) = (message.get(2)? & 0x80 != 0, message.get(3)? & 0x0f);
     let answers = u16::from_be_bytes([*message.get(6)?, *message.get(7)?]);
@@ -425,12 +425,12 @@ fn skip_name(message: &[u8], mut offset: usize) -> Option<usize> {
     }
 }
 
-fn allowed_cpus() -> Result<Vec<usize>> {
+pub(crate) fn allowed_cpus() -> Result<Vec<usize>> {
     let set = sched_getaffinity(Pid::from_raw(0))?;
     Ok((0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect())
 }
 
-fn pin(cpu: usize) -> Result<()> {
+pub(crate) fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
     sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("CPU {cpu}: not pinned"))

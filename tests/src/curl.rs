@@ -2,9 +2,10 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::Stdio,
     thread,
     time::Duration,
@@ -12,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::namespace::Namespace;
+use crate::{namespace::Namespace, process::Running};
 
 /// The address of a page.
 pub fn url(server: SocketAddr, path: &str) -> String {
@@ -28,6 +29,38 @@ pub fn get(client: &Namespace, url: &str) -> Result<Vec<u8>> {
     let output = command.args(COMMON).arg(url).stdin(Stdio::null()).output().context("curl: not started")?;
     ensure!(output.status.success(), "{url}: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(output.stdout)
+}
+
+/// A download on its way.
+#[derive(Debug)]
+pub struct Download {
+    url: String,
+    running: Running,
+    file: PathBuf,
+}
+
+impl Download {
+    /// Starts to fetch a page at this many bytes a second, into `file`.
+    ///
+    /// # Errors
+    /// curl does not start.
+    pub fn start(client: &Namespace, url: &str, bytes_per_second: usize, file: PathBuf) -> Result<Self> {
+        let mut command = client.command("curl");
+        command.args(COMMON).args(["--max-time", "90", "--limit-rate", &bytes_per_second.to_string(), "-o"]);
+        command.arg(&file).arg(url);
+        let running = Running::start("curl", command, &file.with_extension("log"))?;
+        Ok(Self { url: url.to_owned(), running, file })
+    }
+
+    /// Waits for its end and returns what came.
+    ///
+    /// # Errors
+    /// It broke off.
+    pub fn finish(mut self) -> Result<Vec<u8>> {
+        let status = self.running.wait(Duration::from_secs(95))?;
+        ensure!(status.success(), "{}: {status}: {}", self.url, self.running.log_tail());
+        fs::read(&self.file).with_context(|| self.file.display().to_string())
+    }
 }
 
 /// Puts a file to an address.

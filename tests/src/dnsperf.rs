@@ -72,7 +72,7 @@ impl Dnsperf {
         let directory = lab.directory("dnsperf")?;
         let questions = directory.join("questions");
         fs::write(&questions, format!("{WHO} TXT\n"))?;
-        let log = directory.join(format!("log-{}-{}", client.name(), self.server.port()));
+        let log = directory.join(format!("log-{}-{}", client.name(), self.server));
         let running = Running::start("dnsperf", self.command(client, &questions), &log)?;
         let limit = match self.end {
             End::Queries(_) => Duration::from_secs(120),

@@ -6,6 +6,7 @@ use std::{
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -165,6 +166,23 @@ impl Evenkeel {
     /// As [`Evenkeel::ls`].
     pub fn status(&self) -> Result<Value> {
         self.json("status", &[])
+    }
+
+    /// Waits until packets to every backend take this way.
+    ///
+    /// # Errors
+    /// They do not within 5 s; the ways they take and why are in the error.
+    pub fn wait_for_way(&self, way: &str) -> Result<()> {
+        let mut ways = Value::Null;
+        let end = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < end {
+            ways = self.status()?["ways"].take();
+            if ways.as_array().is_some_and(|ways| !ways.is_empty() && ways.iter().all(|one| one["way"] == way)) {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        bail!("not every backend is reached by {way}: {ways}")
     }
 
     /// Runs any command of it with the lab's pins and state, and returns all it said.

@@ -42,6 +42,8 @@ pub enum Offloads {
     Off,
     /// The balancer's devices finish checksums themselves, as a wire's NIC would: wrong sums show.
     FinishedByBalancer,
+    /// Clients and backends finish checksums themselves, and so look at those that reach them: wrong sums show.
+    FinishedByHosts,
 }
 
 /// What a lab is to look like; a value to start from is [`Layout::default`].
@@ -191,6 +193,18 @@ impl Lab {
         self.finish_devices()
     }
 
+    /// Changes what the devices may leave to others. Receive offload that is off stays off.
+    ///
+    /// # Errors
+    /// A device refuses.
+    pub fn set_offloads(&mut self, offloads: Offloads) -> Result<()> {
+        for (namespace, device) in self.devices() {
+            namespace.sh(&format!("ethtool -K {device} tx on sg on tso on gso on"))?;
+        }
+        self.layout.offloads = offloads;
+        self.finish_devices()
+    }
+
     /// Leaves the lab up after this process; `remove_kept` removes it.
     ///
     /// # Errors
@@ -312,32 +326,31 @@ impl Lab {
             self.balancer.sh(&format!("ip link set {port} master br0"))?;
         }
         namespace.sh("ip route add default via 10.100.13.1")?;
-        namespace.sh("ip route add default via fd00:100:13::1")?;
+        // `onlink`: the route to the peer of an IPv6 address appears a moment after the address.
+        namespace.sh("ip route add default via fd00:100:13::1 dev eth0 onlink")?;
         self.ports.insert(index, port);
         Ok(())
     }
 
     fn finish_devices(&self) -> Result<()> {
-        let off = |namespace: &Namespace, device: &str, features: &str| {
-            namespace.sh(&format!("ethtool -K {device} {features}")).map(drop)
+        let balancers = |namespace: &Namespace| *namespace == self.balancer;
+        let (features, is_meant): (_, fn(bool) -> bool) = match self.layout.offloads {
+            Offloads::Untouched => return Ok(()),
+            Offloads::Off => ("tx off sg off tso off gso off gro off", |_| true),
+            Offloads::FinishedByBalancer => ("tx off", |is_balancers| is_balancers),
+            Offloads::FinishedByHosts => ("tx off", |is_balancers| !is_balancers),
         };
-        match self.layout.offloads {
-            Offloads::Untouched => Ok(()),
-            Offloads::Off => {
-                let everything = "tx off sg off tso off gso off gro off";
-                for host in self.clients.iter().chain(&self.backends) {
-                    off(&host.namespace, "eth0", everything)?;
-                }
-                self.balancer_devices().iter().try_for_each(|device| off(&self.balancer, device, everything))
-            }
-            Offloads::FinishedByBalancer => {
-                self.balancer_devices().iter().try_for_each(|device| off(&self.balancer, device, "tx off"))
-            }
+        for (namespace, device) in self.devices().into_iter().filter(|(namespace, _)| is_meant(balancers(namespace))) {
+            namespace.sh(&format!("ethtool -K {device} {features}"))?;
         }
+        Ok(())
     }
 
-    fn balancer_devices(&self) -> Vec<String> {
-        [CLIENT_SIDE.to_owned()].into_iter().chain(self.backend_side()).collect()
+    /// Every device of clients, balancer and backends; those of a switch are none of theirs.
+    fn devices(&self) -> Vec<(&Namespace, String)> {
+        let hosts = self.clients.iter().chain(&self.backends).map(|host| (&host.namespace, "eth0".to_owned()));
+        let balancers = [CLIENT_SIDE.to_owned()].into_iter().chain(self.backend_side());
+        hosts.chain(balancers.map(|device| (&self.balancer, device))).collect()
     }
 
     fn add_namespace(&self, namespace: &Namespace) -> Result<()> {

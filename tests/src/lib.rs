@@ -1,6 +1,6 @@
 //! The testbed: namespaces with real clients, a balancer and real servers in them, and what they are compared with.
 //!
-//! `lab` builds, `ask`, `dig`, `dnsperf` and `curl` are clients, `bind` and `nginx` servers, `reference` holds today's
+//! `lab` builds, `ask`, `dig`, `dnsperf`, `curl` and `datagram` are clients, `bind`, `nginx` and `responder` servers, `reference` holds today's
 //! rules, `evenkeel` runs ours. The scenarios lie in `tests/`.
 
 #![deny(unsafe_code)]
@@ -12,12 +12,19 @@ pub mod namespace;
 
 pub mod bind;
 pub mod nginx;
+pub mod responder;
 
 pub mod ask;
 pub mod curl;
+pub mod datagram;
 pub mod dig;
 pub mod dnsperf;
+pub mod twins;
 
+pub mod capture;
+pub mod crowd;
+
+pub mod chi_square;
 pub mod reference;
 pub mod statistic;
 
@@ -27,6 +34,7 @@ pub mod demo;
 
 pub mod cases;
 pub mod packet;
+pub mod tap;
 
 pub mod harness;
 

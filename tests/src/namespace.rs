@@ -68,6 +68,15 @@ impl Namespace {
         thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|payload| panic::resume_unwind(payload))
     }
 
+    /// How many packets have come to it with a wrong TCP or UDP checksum, over both families.
+    ///
+    /// # Errors
+    /// The kernel's counters cannot be read.
+    pub fn checksum_errors(&self) -> Result<u64> {
+        let counters = self.run("cat", &["/proc/net/snmp", "/proc/net/snmp6"])?;
+        checksum_errors(&counters).with_context(|| format!("no such counters in {counters}"))
+    }
+
     /// Moves the calling thread into the namespace, for good.
     ///
     /// # Errors
@@ -75,5 +84,32 @@ impl Namespace {
     pub(crate) fn enter_thread(&self) -> Result<()> {
         let file = File::open(self.path()).with_context(|| format!("namespace {}", self.name))?;
         setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("namespace {}: not entered", self.name))
+    }
+}
+
+/// proc_net(5): `snmp` has a line of names and one of values per protocol, `snmp6` a name and a value per line.
+fn checksum_errors(counters: &str) -> Option<u64> {
+    let lines: Vec<Vec<&str>> = counters.lines().map(|line| line.split_whitespace().collect()).collect();
+    let mut of_names = 0;
+    for protocol in ["Tcp:", "Udp:"] {
+        let mut own = lines.iter().filter(|line| line.first() == Some(&protocol));
+        let (names, values) = (own.next()?, own.next()?);
+        let column = names.iter().position(|name| *name == "InCsumErrors")?;
+        of_names += values.get(column)?.parse::<u64>().ok()?;
+    }
+    let line = lines.iter().find(|line| line.first() == Some(&"Udp6InCsumErrors"))?;
+    Some(of_names + line.get(1)?.parse::<u64>().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_checksums_of_all_protocols_are_added_up() {
+        let counters = "Ip: Forwarding DefaultTTL\nIp: 1 64\nTcp: InSegs InCsumErrors\nTcp: 10 3\n\
+                        Udp: InDatagrams InCsumErrors\nUdp: 20 4\nUdp6InErrors 9\nUdp6InCsumErrors 5\n";
+        assert_eq!(checksum_errors(counters), Some(12));
+        assert_eq!(checksum_errors("Tcp: InSegs\nTcp: 10\n"), None);
     }
 }

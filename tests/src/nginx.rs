@@ -84,6 +84,18 @@ impl Nginx {
         fs::read(&path).map(Some).with_context(|| path.display().to_string())
     }
 
+    /// Takes away what was put to `/up/NAME`, if anything was, and returns it.
+    ///
+    /// # Errors
+    /// As [`Nginx::uploaded`], or it stays.
+    pub fn take_upload(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let bytes = self.uploaded(name)?;
+        if bytes.is_some() {
+            fs::remove_file(self.directory.join("www/up").join(name))?;
+        }
+        Ok(bytes)
+    }
+
     /// Ends it as an operator would, and waits until it is gone.
     ///
     /// # Errors

@@ -1,7 +1,6 @@
 //! What Evenkeel is compared with: the rules of iptables and nft that spread DNS over backends today.
 
-use std::io::Write as _;
-use std::process::Stdio;
+use std::{io::Write as _, process::Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 

@@ -17,9 +17,8 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     for case in cases() {
         let (on_host, in_kernel) = (case.clone(), case);
-        trials.push(trial(&format!("host: {}", on_host.name), Needs::Nothing, move || {
-            on_host.run(&mut Host::default())
-        }));
+        trials
+            .push(trial(&format!("host: {}", on_host.name), Needs::Nothing, move || on_host.run(&mut Host::default())));
         trials.push(trial(&format!("kernel: {}", in_kernel.name), Needs::Root, move || {
             in_kernel.run(&mut kernel::Kernel::new()?)
         }));

@@ -4,9 +4,9 @@ use std::{
     env, fs,
     io::{BufRead as _, BufReader},
     net::SocketAddr,
-    process::{Command, ExitCode, Stdio},
+    process::{Child, Command, ExitCode, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
@@ -21,6 +21,7 @@ use testbed::{
     nginx::{Nginx, large},
     process,
     reference::{Reference, Rules},
+    responder::Responder,
     statistic::{self, Chain, Nth},
 };
 
@@ -40,6 +41,8 @@ fn main() -> ExitCode {
         on_root("every layout reaches its backends over both families", every_layout_reaches_its_backends),
         on_root("a lab leaves nothing", a_lab_leaves_nothing),
         on_root("an interrupted process leaves nothing of its lab", an_interrupted_process_leaves_nothing),
+        on_root("the next lab removes what a killed process left", the_next_lab_removes_orphans),
+        on_root("two labs at once do not see each other", two_labs_do_not_see_each_other),
         on_root("a restarted backend is reached through its new port", a_restarted_backend_is_reached),
         on_root("bind counts what the clients count", bind_counts_what_the_clients_count),
         on_root("answers have their exact sizes", answers_have_their_exact_sizes),
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         on_root("iptables nth equals the simulation", iptables_nth_equals_the_simulation),
         on_root("nft numgen is exact and iptables random is complete", numgen_and_random),
         on_root("two cpus ask at once", two_cpus_ask_at_once),
+        on_root("a responder answers as late as it is told", a_responder_answers_late),
         on_root("nginx gives and takes 20 MB byte for byte", nginx_gives_and_takes),
     ])
 }
@@ -84,17 +88,50 @@ fn a_lab_leaves_nothing() -> Result<()> {
 }
 
 fn an_interrupted_process_leaves_nothing() -> Result<()> {
+    let (mut child, prefix) = child_with_a_lab()?;
+    process::run("kill", &["-TERM", &child.id().to_string()])?;
+    let status = child.wait()?;
+    ensure!(status.code() == Some(143), "ended by {status}");
+    ensure!(namespaces_of(&prefix)? == 0, "namespaces of {prefix} stay");
+    Ok(())
+}
+
+fn the_next_lab_removes_orphans() -> Result<()> {
+    let (mut child, prefix) = child_with_a_lab()?;
+    child.kill()?;
+    child.wait()?;
+    ensure!(namespaces_of(&prefix)? == 6, "who removed those of {prefix}?");
+    Lab::up(Layout { backends: 1, ..Layout::default() })?.down()?;
+    ensure!(namespaces_of(&prefix)? == 0, "namespaces of {prefix} stay");
+    Ok(())
+}
+
+/// A copy of this program that has a lab up, and the lab's prefix.
+fn child_with_a_lab() -> Result<(Child, String)> {
     let mut child =
         Command::new(env::current_exe()?).env(WAITS, "1").stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let mut line = String::new();
     BufReader::new(child.stdout.take().expect("a pipe was asked for")).read_line(&mut line)?;
-    let start = format!("{}-", line.trim());
-    let of_the_lab = || process::run("ip", &["netns", "list"]).map(|list| list.matches(&start).count());
-    ensure!(of_the_lab()? == 6, "the lab of the child is not up: {line}");
-    process::run("kill", &["-TERM", &child.id().to_string()])?;
-    let status = child.wait()?;
-    ensure!(status.code() == Some(143), "ended by {status}");
-    process::wait_until("namespaces gone", Duration::from_secs(1), || Ok(of_the_lab()? == 0))
+    let prefix = line.trim().to_owned();
+    ensure!(namespaces_of(&prefix)? == 6, "the child's lab is not up: {line}");
+    Ok((child, prefix))
+}
+
+fn namespaces_of(prefix: &str) -> Result<usize> {
+    Ok(process::run("ip", &["netns", "list"])?.matches(&format!("{prefix}-")).count())
+}
+
+fn two_labs_do_not_see_each_other() -> Result<()> {
+    let layout = Layout { backends: 1, ..Layout::default() };
+    let labs = [Lab::up(layout)?, Lab::up(layout)?];
+    let start = |(lab, who): (&Lab, &str)| Bind::start(lab, who, &lab.backends()[0]);
+    let _servers = labs.iter().zip(["left", "right"]).map(start).collect::<Result<Vec<_>>>()?;
+    for (lab, who) in labs.iter().zip(["left", "right"]) {
+        let server = SocketAddr::new(lab.backends()[0].v4, 53);
+        let answers = Ask::from_one_socket(server, 100).run(&lab.client().namespace)?;
+        ensure!(answers.counts().get(who) == Some(&100), "{who}: {:?}", answers.counts());
+    }
+    Ok(())
 }
 
 fn a_restarted_backend_is_reached() -> Result<()> {
@@ -214,6 +251,22 @@ fn two_cpus_ask_at_once() -> Result<()> {
     let answers = Ask::from_each_port(server, Ports::default().take(12_000)).cpus(2).run(&lab.client().namespace)?;
     ensure!(answers.is_clean(), "{} unanswered", answers.unanswered());
     ensure!(bind.arrivals()?.udp6 - before.udp6 == 12_000);
+    Ok(())
+}
+
+fn a_responder_answers_late() -> Result<()> {
+    let lab = Lab::up(Layout { backends: 1, ..Layout::default() })?;
+    let (client, host, delay) = (&lab.client().namespace, &lab.backends()[0], Duration::from_millis(700));
+    let responder = Responder::start(host, "late", 53, delay)?;
+    for (address, from) in [(host.v4, lab.client().v4), (host.v6, lab.client().v6)] {
+        let start = Instant::now();
+        let answers = Ask::from_one_socket((address, 53).into(), 10).port(2000).run(client)?;
+        ensure!(answers.counts().get("late") == Some(&10) && answers.is_clean(), "{answers:?}");
+        ensure!(start.elapsed() >= delay, "after {:?}", start.elapsed());
+        let arrivals = responder.arrivals();
+        let of_these: Vec<_> = arrivals.iter().filter(|arrival| arrival.from == (from, 2000).into()).collect();
+        ensure!(of_these.len() == 10 && of_these.iter().all(|arrival| arrival.at >= start), "{arrivals:?}");
+    }
     Ok(())
 }
 

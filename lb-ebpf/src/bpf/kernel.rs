@@ -216,10 +216,7 @@ impl Kernel for BpfKernel<'_> {
             bpf_fib_lookup(self.context.skb.skb.cast(), (&raw mut fib).cast(), size_of::<FibQuery>() as i32, 0)
         };
         match result as u32 {
-            BPF_FIB_LKUP_RET_SUCCESS => Route::Link {
-                ifindex: fib.ifindex,
-                link: Link { destination: fib.destination_mac, source: fib.source_mac },
-            },
+            BPF_FIB_LKUP_RET_SUCCESS => Route::Link { ifindex: fib.ifindex, link: fib.link() },
             BPF_FIB_LKUP_RET_NO_NEIGH => Route::Resolve { ifindex: fib.ifindex },
             BPF_FIB_LKUP_RET_FRAG_NEEDED => Route::TooBig,
             _ => Route::None,
@@ -227,25 +224,23 @@ impl Kernel for BpfKernel<'_> {
     }
 }
 
-/// `struct bpf_fib_lookup` of the kernel's UAPI. A total length of zero has the whole packet compared with the MTU.
+/// `struct bpf_fib_lookup` of the kernel's UAPI, in words: the compiler clears single bytes by a call of a loop.
+/// A total length of zero has the whole packet compared with the MTU.
 #[repr(C, align(8))]
 struct FibQuery {
-    family: u8,
-    protocol: u8,
-    source_port: u16,
-    destination_port: u16,
-    total_length: u16,
+    family_and_protocol: u32,
+    port_and_length: u32,
     ifindex: u32,
     service: u32,
     source: [u32; 4],
     destination: [u32; 4],
     vlan: u32,
-    source_mac: [u16; 3],
-    destination_mac: [u16; 3],
+    /// Our device's address, then the next hop's.
+    macs: [u32; 3],
 }
 
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
 
 impl FibQuery {
     #[inline(always)]
@@ -255,18 +250,24 @@ impl FibQuery {
             Family::V6 => (AF_INET6, query.source.0, query.destination.0),
         };
         Self {
-            family,
-            protocol: 0,
-            source_port: 0,
-            destination_port: 0,
-            total_length: 0,
+            family_and_protocol: family.to_le(),
+            port_and_length: 0,
             ifindex,
             service: 0,
             source,
             destination,
             vlan: 0,
-            source_mac: [0; 3],
-            destination_mac: [0; 3],
+            macs: [0; 3],
+        }
+    }
+
+    #[inline(always)]
+    fn link(&self) -> Link {
+        let half = |word: u32, is_second: bool| (if is_second { word >> 16 } else { word }) as u16;
+        let [first, middle, last] = self.macs;
+        Link {
+            destination: [half(middle, true), half(last, false), half(last, true)],
+            source: [half(first, false), half(first, true), half(middle, false)],
         }
     }
 }

@@ -30,7 +30,7 @@ pub const fn first(protocol: Protocol, flags: TcpFlags) -> Option<FlowState> {
 #[inline(always)]
 pub const fn next(state: FlowState, from: From, flags: TcpFlags) -> FlowState {
     match (state, from) {
-        (FlowState::Free | FlowState::Busy, _) => state,
+        (FlowState::Free | FlowState::Busy | FlowState::Moved, _) => state,
         (FlowState::Udp, From::Backend) => FlowState::UdpAnswered,
         (FlowState::UdpAnswered, From::Client) => FlowState::UdpAssured,
         (FlowState::Udp | FlowState::UdpAnswered | FlowState::UdpAssured, _) => state,
@@ -68,7 +68,8 @@ pub const fn opens_anew(state: FlowState, flags: TcpFlags) -> bool {
         | FlowState::Established
         | FlowState::Udp
         | FlowState::UdpAnswered
-        | FlowState::UdpAssured => false,
+        | FlowState::UdpAssured
+        | FlowState::Moved => false,
     }
 }
 

@@ -47,6 +47,9 @@ impl Found<'_> {
     #[inline(always)]
     pub fn note(&self, now: Tick, from: From, flags: TcpFlags) {
         let state = self.word.state();
+        if state == FlowState::Moved {
+            return;
+        }
         let next = state::next(state, from, flags);
         let word = self.word.with(next, now);
         if word == self.word || self.way.replace(self.word.0, word.0) || next == state {
@@ -65,10 +68,10 @@ impl Found<'_> {
         state::opens_anew(self.word.state(), flags)
     }
 
-    /// Takes the flow out of the table.
+    /// Ends the flow for its client. What its backend still answers is translated a while longer.
     #[inline(always)]
-    pub fn evict(&self, kernel: &impl Kernel) {
-        if self.way.replace(self.word.0, free(self.word).0) {
+    pub fn retire(&self, kernel: &impl Kernel, now: Tick) {
+        if self.way.replace(self.word.0, self.word.with(FlowState::Moved, now).0) {
             count_down(kernel, self.backend);
         }
     }
@@ -150,7 +153,7 @@ fn sweep(kernel: &impl Kernel, now: Tick) {
             continue;
         }
         let backend = backend_of(entry);
-        if way.replace(word.0, free(word).0) {
+        if way.replace(word.0, free(word).0) && word.state().is_active() {
             count_down(kernel, backend);
         }
     }
@@ -191,7 +194,7 @@ fn claim(
     if !victim.is_evictable || !way.replace(victim.word.0, busy.0) {
         return (Outcome::Lost, None);
     }
-    let evicted = if victim.word.state_bits() == FlowState::Free.to_bits() { None } else { Some(backend_of(entry)) };
+    let evicted = if victim.word.state().is_active() { Some(backend_of(entry)) } else { None };
     let position = match chooser.draw() {
         Ticket::Position(position) => position,
         Ticket::Unmatched => {
@@ -204,7 +207,7 @@ fn claim(
         let slot = chooser.slot(position, tries);
         // By this endpoint the same client and port may be known for another frontend already; its replies could not be
         // told apart.
-        if buckets.find(key, place.tag, Peer::Endpoint(slot.endpoint)).is_none() {
+        if buckets.find(key, place.tag, Peer::EndpointOfAnother(slot.endpoint, frontend)).is_none() {
             write(entry, key, frontend, slot);
             way.publish(Word::new(place.tag, version, first, now).0);
             let begun = Begun::Made { backend: slot.backend, is_diverted: tries > 0 };
@@ -231,8 +234,23 @@ struct Key {
 /// By what the other end of a flow is known in one direction.
 #[derive(Clone, Copy)]
 enum Peer {
+    /// The client's direction.
     Frontend(FrontendId),
+    /// The backend's direction.
     Endpoint(EndpointId),
+    /// This endpoint, known for any frontend but this.
+    EndpointOfAnother(EndpointId, FrontendId),
+}
+
+impl Peer {
+    /// The last of the states in which a flow is found. What has moved is found by its replies only.
+    #[inline(always)]
+    const fn last_state(self) -> u64 {
+        match self {
+            Self::Frontend(_) => FlowState::UdpAssured.to_bits(),
+            Self::Endpoint(_) | Self::EndpointOfAnother(..) => FlowState::Moved.to_bits(),
+        }
+    }
 }
 
 impl Key {
@@ -287,12 +305,18 @@ fn find_in(bucket: &FlowBucket, key: &Key, tag: u64, peer: Peer) -> Option<Seen>
         let way = &bucket.words[i];
         let entry = &bucket.entries[i];
         let word = Word(way.load());
-        if word.tag() == tag && word.state_bits() >= FlowState::HalfOpen.to_bits() {
+        let state = word.state_bits();
+        if word.tag() == tag && state >= FlowState::HalfOpen.to_bits() && state <= peer.last_state() {
             let whom = entry[2].load();
             let served = entry[3].load();
             let is_peer = match peer {
                 Peer::Frontend(frontend) => whom == key.words[2] | (frontend.0 as u64) << 32,
                 Peer::Endpoint(endpoint) => whom & 0xffff_ffff == key.words[2] && served >> 32 == endpoint.0 as u64,
+                Peer::EndpointOfAnother(endpoint, frontend) => {
+                    whom & 0xffff_ffff == key.words[2]
+                        && whom >> 32 != frontend.0 as u64
+                        && served >> 32 == endpoint.0 as u64
+                }
             };
             if is_peer
                 && entry[1].load() == key.words[1]
@@ -422,6 +446,7 @@ static RANKS: Ranks = Ranks({
     ranks[FlowState::HalfOpen as usize] = HALF_OPEN | USED;
     ranks[FlowState::Answered as usize] = HALF_OPEN | USED;
     ranks[FlowState::Closing as usize] = CLOSING | USED;
+    ranks[FlowState::Moved as usize] = CLOSING | USED;
     ranks[16 + FlowState::Free as usize] = 0;
     let mut state = FlowState::HalfOpen as usize;
     while state < FlowState::COUNT {

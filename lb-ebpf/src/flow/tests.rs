@@ -99,14 +99,17 @@ fn flows(maps: &Maps) -> Vec<(FlowState, Entry)> {
 
 fn assert_consistent(maps: &Maps) {
     let flows = flows(maps);
-    let of_frontend: BTreeSet<_> = flows.iter().map(|(_, e)| (e.client, e.frontend)).collect();
-    assert_eq!(of_frontend.len(), flows.len(), "a flow is in the table twice");
+    let active: Vec<&Entry> = flows.iter().filter(|(state, _)| state.is_active()).map(|(_, entry)| entry).collect();
+    let of_frontend: BTreeSet<_> = active.iter().map(|e| (e.client, e.frontend)).collect();
+    assert_eq!(of_frontend.len(), active.len(), "a flow is in the table twice");
+    // Moved ones too: whatever an endpoint answers, there is one frontend it can be from.
     let of_endpoint: BTreeSet<_> = flows.iter().map(|(_, e)| (e.client, e.endpoint)).collect();
-    assert_eq!(of_endpoint.len(), flows.len(), "an endpoint serves a client's port for two frontends");
+    let with_frontend: BTreeSet<_> = flows.iter().map(|(_, e)| (e.client, e.endpoint, e.frontend)).collect();
+    assert_eq!(of_endpoint.len(), with_frontend.len(), "an endpoint serves a client's port for two frontends");
     assert!(flows.iter().all(|(state, _)| *state != FlowState::Busy), "an entry stayed busy");
-    for (id, active) in &maps.active {
-        let in_table = flows.iter().filter(|(_, e)| e.backend == *id).count() as u64;
-        assert_eq!(active.load(), in_table, "active flows of backend {}", id.0);
+    for (id, counted) in &maps.active {
+        let in_table = active.iter().filter(|e| e.backend == *id).count() as u64;
+        assert_eq!(counted.load(), in_table, "active flows of backend {}", id.0);
     }
 }
 
@@ -148,7 +151,7 @@ fn two_cpus_coming_and_going_leave_the_table_consistent() {
                     let state = [FlowState::HalfOpen, FlowState::Established, FlowState::Udp, FlowState::Udp]
                         [(cpu.random() % 4) as usize];
                     match find_by_frontend(&cpu, client(n), frontend) {
-                        Some(found) if cpu.random().is_multiple_of(8) => found.evict(&cpu),
+                        Some(found) if cpu.random().is_multiple_of(8) => found.retire(&cpu, cpu.now()),
                         Some(found) => found.note(cpu.now(), From::Client, TcpFlags::ACK),
                         None => match start(&cpu, policy, n, frontend, state) {
                             Ok(_) | Err(Reason::FlowTableFull | Reason::Contention) => {}
@@ -202,6 +205,42 @@ fn with_one_backend_a_client_s_second_frontend_is_refused() {
     let policy = policy(Index::Cursor, 1);
     start(&cpu, &policy, 1, FRONTEND, FlowState::Udp).expect("there is room");
     assert_eq!(start(&cpu, &policy, 1, OTHER_FRONTEND, FlowState::Udp), Ok(Begun::Clash));
+    assert_consistent(&maps);
+}
+
+#[test]
+fn a_retired_flow_is_found_by_late_answers_only() {
+    let maps = maps(16, 2);
+    let cpu = Cpu::new(&maps, 1);
+    let policy = policy(Index::Cursor, 2);
+    start(&cpu, &policy, 1, FRONTEND, FlowState::Udp).expect("there is room");
+    find_by_frontend(&cpu, client(1), FRONTEND).expect("it was just made").retire(&cpu, cpu.now());
+    assert!(find_by_frontend(&cpu, client(1), FRONTEND).is_none());
+    start(&cpu, &policy, 1, FRONTEND, FlowState::Udp).expect("there is room");
+    for endpoint in [EndpointId(1), EndpointId(2)] {
+        let found = find_by_endpoint(&cpu, client(1), endpoint).expect("its answer may be late");
+        assert_eq!(found.frontend, FRONTEND);
+    }
+    // The old backend may serve the same frontend's client again, but no other frontend's.
+    assert_eq!(start(&cpu, &policy, 1, OTHER_FRONTEND, FlowState::Udp), Ok(Begun::Clash));
+    assert_consistent(&maps);
+    maps.wait_seconds(40);
+    for n in 0..16 {
+        start(&cpu, &policy, 100 + n, FRONTEND, FlowState::Udp).expect("there is room");
+    }
+    assert!(find_by_endpoint(&cpu, client(1), EndpointId(1)).is_none());
+    assert_consistent(&maps);
+}
+
+#[test]
+fn a_retired_flow_s_backend_may_be_chosen_again() {
+    let maps = maps(16, 1);
+    let cpu = Cpu::new(&maps, 1);
+    let policy = policy(Index::Cursor, 1);
+    start(&cpu, &policy, 1, FRONTEND, FlowState::Udp).expect("there is room");
+    find_by_frontend(&cpu, client(1), FRONTEND).expect("it was just made").retire(&cpu, cpu.now());
+    let again = start(&cpu, &policy, 1, FRONTEND, FlowState::Udp);
+    assert_eq!(again, Ok(Begun::Made { backend: BackendId(1), is_diverted: false }));
     assert_consistent(&maps);
 }
 

@@ -70,7 +70,7 @@ pub struct Miscount {
 /// What one sweep did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Flows evicted.
+    /// Flows evicted, or ended because of their backend's state.
     pub evicted: u64,
     /// Ids still named.
     pub named: Named,
@@ -83,11 +83,13 @@ pub(super) fn sweep(maps: &Maps, ticks: &Ticks, now: Tick) -> Result<Swept, Data
     let mut evicted = 0;
     for (way, entry) in maps.flows.it.all().flat_map(ways) {
         let Some((word, flow)) = read(way, entry) else { continue };
-        let must_go = is_over(ticks, now, word) || !may_stay(states.of(flow.backend), word.state());
         // If a packet was quicker, the flow lives or another has its way. The next sweep will see.
-        if must_go && evict(maps, way, word, flow.backend) {
+        if is_over(ticks, now, word) && evict(maps, way, word, flow.backend) {
             evicted += 1;
             continue;
+        }
+        if word.state().is_active() && !may_stay(states.of(flow.backend), word.state()) {
+            evicted += u64::from(retire(maps, way, word, now, flow.backend));
         }
         names.backend(flow.backend);
         names.frontend(flow.frontend);
@@ -119,7 +121,7 @@ pub(super) fn sweep(maps: &Maps, ticks: &Ticks, now: Tick) -> Result<Swept, Data
 pub(super) fn audit(maps: &Maps) -> Vec<Miscount> {
     let mut in_table: BTreeMap<BackendId, u64> = BTreeMap::new();
     for (way, entry) in maps.flows.it.all().flat_map(ways) {
-        if let Some((_, flow)) = read(way, entry) {
+        if let Some((_, flow)) = read(way, entry).filter(|(word, _)| word.state().is_active()) {
             *in_table.entry(flow.backend).or_default() += 1;
         }
     }
@@ -156,7 +158,8 @@ fn read(way: &AtomicU64, entry: &[AtomicU64]) -> Option<(Word, Entry)> {
             | FlowState::Closing
             | FlowState::Udp
             | FlowState::UdpAnswered
-            | FlowState::UdpAssured => {}
+            | FlowState::UdpAssured
+            | FlowState::Moved => {}
         }
         let words = std::array::from_fn(|i| entry[i].load(Ordering::Acquire));
         let again = Word(way.load(Ordering::Acquire));
@@ -172,10 +175,25 @@ fn evict(maps: &Maps, way: &AtomicU64, word: Word, backend: BackendId) -> bool {
     if !replace(way, word.0, free.0) {
         return false;
     }
+    if word.state().is_active() {
+        count_down(maps, backend);
+    }
+    true
+}
+
+/// Ends a flow for its client; late answers are translated until it expires.
+fn retire(maps: &Maps, way: &AtomicU64, word: Word, now: Tick, backend: BackendId) -> bool {
+    let is_retired = replace(way, word.0, word.with(FlowState::Moved, now).0);
+    if is_retired {
+        count_down(maps, backend);
+    }
+    is_retired
+}
+
+fn count_down(maps: &Maps, backend: BackendId) {
     if let Some(active) = maps.active.it.entry(backend.0) {
         active[0].fetch_sub(1, Ordering::SeqCst);
     }
-    true
 }
 
 fn replace(word: &AtomicU64, current: u64, value: u64) -> bool {
@@ -206,7 +224,7 @@ fn may_stay(backend: BackendState, flow: FlowState) -> bool {
             | FlowState::ClientClosed
             | FlowState::BackendClosed
             | FlowState::Closing => true,
-            FlowState::Udp | FlowState::UdpAnswered | FlowState::UdpAssured => false,
+            FlowState::Udp | FlowState::UdpAnswered | FlowState::UdpAssured | FlowState::Moved => false,
         },
     }
 }

@@ -132,9 +132,9 @@ impl View {
                 return None;
             }
             match self.neighbours.get(&(device, address)) {
-                None => Some(Question { device, address, is_outdated }),
+                None => Some(Question { device, address, doubted: None, is_outdated }),
                 Some(known) if known.is_permanent || self.is_there(device, known.mac) => None,
-                Some(_) => Some(Question { device, address, is_outdated: true }),
+                Some(known) => Some(Question { device, address, doubted: Some(known.mac), is_outdated: true }),
             }
         };
         backends.iter().filter_map(question).collect()
@@ -162,6 +162,8 @@ pub struct Question {
     pub device: u32,
     /// Its address.
     pub address: IpAddr,
+    /// What the kernel believes and nothing speaks for. To be asked once: where the answer is the same, it is so.
+    pub doubted: Option<Mac>,
     /// Whether what the kernel knows of it is to be forgotten first.
     pub is_outdated: bool,
 }
@@ -219,7 +221,7 @@ mod tests {
         let mut before = lab();
         before.links.remove(&testing::V3);
         let asked = view.questions(&[ip("10.0.0.2"), ip("10.0.0.4")].into(), &before);
-        assert_eq!(asked, [Question { device: BR0, address: ip("10.0.0.4"), is_outdated: true }].into());
+        assert_eq!(asked, [Question { device: BR0, address: ip("10.0.0.4"), doubted: None, is_outdated: true }].into());
     }
 
     #[test]

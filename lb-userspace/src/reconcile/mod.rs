@@ -31,7 +31,7 @@ use crate::{
     },
     model::{Desired, draft::Host},
     network::{
-        View, hooks,
+        Question, View, hooks,
         netlink::{Changes, Network, NetworkError},
         way::Chosen,
     },
@@ -103,14 +103,14 @@ pub enum RunError {
 /// Runs until it is told to stop, and leaves the data path running then.
 ///
 /// # Errors
-/// When it cannot begin; once it runs, it tells of errors and goes on.
+/// When it cannot begin, or the kernel no longer tells of the network; other errors it tells, and goes on.
 pub async fn run(options: &Options) -> Result<(), RunError> {
     let mut network = Network::open()?;
     let mut changes = Changes::open()?;
     let mut events = Events::open(&options.config)?;
     let loaded = load(options, &network.view(&BTreeSet::new())?)?;
-    let (mut world, view) = start(options, loaded, &network, &mut changes).await?;
-    let mut view = view;
+    let (mut world, mut view) = start(options, loaded, &network, &mut changes).await?;
+    let mut asker = Asker::default();
     notify(&[NotifyState::Ready]);
     loop {
         let event = match events.next(&mut changes, &view).await {
@@ -135,7 +135,9 @@ pub async fn run(options: &Options) -> Result<(), RunError> {
         let backends = target::backends(&world.desired);
         match network.view(&backends) {
             Ok(seen) => {
-                ask_for_neighbours(&network, &seen, &view, &backends);
+                if world.settings.way != WaySetting::Stack {
+                    asker.ask(&network, &seen, &view, &backends);
+                }
                 view = seen;
             }
             Err(error) => {
@@ -162,11 +164,14 @@ async fn start(
     network: &Network,
     changes: &mut Changes,
 ) -> Result<(World<Bpf>, View), RunError> {
+    let facts = host::probe().map_err(|source| RunError::System { what: "/proc".into(), source })?;
+    host::check(&facts).map_err(OpenError::from)?;
     let backends = target::backends(&loaded.desired);
     let mut view = network.view(&backends)?;
     let deadline = tokio::time::Instant::now() + NEIGHBOURS_ANSWER;
+    let mut asker = Asker::default();
     while loaded.settings.way != WaySetting::Stack && !view.questions(&backends, &view).is_empty() {
-        ask_for_neighbours(network, &view, &view, &backends);
+        asker.ask(network, &view, &view, &backends);
         let answered = tokio::time::timeout_at(deadline, changes.next(&view)).await;
         view = network.view(&backends)?;
         match answered {
@@ -174,8 +179,6 @@ async fn start(
             Err(_too_late) => break,
         }
     }
-    let facts = host::probe().map_err(|source| RunError::System { what: "/proc".into(), source })?;
-    host::check(&facts).map_err(OpenError::from)?;
     let system = |source| RunError::System { what: options.state.display().to_string(), source };
     fs::create_dir_all(&options.state).map_err(system)?;
     let known = State::read(&options.state)?.unwrap_or_default();
@@ -230,11 +233,28 @@ fn reload<D: Dataplane>(world: &mut World<D>, options: &Options, network: &Netwo
     }
 }
 
-fn ask_for_neighbours(network: &Network, view: &View, before: &View, backends: &BTreeSet<IpAddr>) {
-    for question in view.questions(backends, before) {
-        if let Err(error) = network.resolve(&question) {
-            debug!(neighbour = %question.address, interface = %view.name(question.device), %error, "not resolved");
+/// Asks for the neighbours that the ways wait for.
+#[derive(Debug, Default)]
+struct Asker {
+    /// What was doubted and asked for since the links were last other than they are.
+    asked: BTreeSet<Question>,
+}
+
+impl Asker {
+    fn ask(&mut self, network: &Network, view: &View, before: &View, backends: &BTreeSet<IpAddr>) {
+        for question in self.questions(view, before, backends) {
+            if let Err(error) = network.resolve(&question) {
+                debug!(neighbour = %question.address, interface = %view.name(question.device), %error, "not resolved");
+            }
         }
+    }
+
+    fn questions(&mut self, view: &View, before: &View, backends: &BTreeSet<IpAddr>) -> Vec<Question> {
+        if view.links != before.links {
+            self.asked.clear();
+        }
+        let is_to_be_asked = |question: &Question| question.doubted.is_none() || self.asked.insert(*question);
+        view.questions(backends, before).into_iter().filter(is_to_be_asked).collect()
     }
 }
 
@@ -281,6 +301,10 @@ struct World<D> {
     /// Replies are taken wherever they were before, and clients are already let in.
     is_adopted: bool,
     has_failed_hooks: bool,
+    /// A change failed half way, so that the tables are not what the target asks for.
+    is_half_done: bool,
+    /// What is odd about the configuration in force.
+    oddities: Vec<String>,
     state: State,
     state_folder: PathBuf,
 }
@@ -305,6 +329,8 @@ impl<D: Dataplane> World<D> {
             hooks: BTreeMap::new(),
             is_adopted: false,
             has_failed_hooks: false,
+            is_half_done: false,
+            oddities: Vec::new(),
             state,
             state_folder,
         })
@@ -352,11 +378,14 @@ impl<D: Dataplane> World<D> {
         for warning in &warnings {
             warn!("{warning}");
         }
-        self.settings = settings;
-        self.bring_about(target, view, None, cause)?;
+        let settings_before = std::mem::replace(&mut self.settings, settings);
+        let oddities_before = std::mem::replace(&mut self.oddities, warnings.iter().map(ToString::to_string).collect());
+        if let Err(error) = self.bring_about(target, view, None, cause) {
+            (self.settings, self.oddities) = (settings_before, oddities_before);
+            return Err(error);
+        }
         self.desired = desired;
         self.state.last_refusal = None;
-        self.state.warnings.extend(warnings.iter().map(ToString::to_string));
         self.write_state();
         Ok(())
     }
@@ -377,7 +406,7 @@ impl<D: Dataplane> World<D> {
         for fault in target.faults.iter().filter(|fault| !self.target.faults.contains(fault)) {
             warn!("{fault}");
         }
-        if target == self.target && !self.has_failed_hooks {
+        if target == self.target && !self.has_failed_hooks && !self.is_half_done {
             return;
         }
         if let Err(error) = self.bring_about(target, view, None, "network") {
@@ -425,11 +454,12 @@ impl<D: Dataplane> World<D> {
         let failed = self.attach(&target.hooks)?;
         self.has_failed_hooks = !failed.is_empty() || !unhooked.is_empty();
         self.is_adopted = false;
+        let warnings: BTreeSet<String> =
+            [&self.oddities[..], &target.warnings, &target.faults, &rejected].concat().into_iter().collect();
         for warning in target.warnings.iter().filter(|warning| !self.state.warnings.contains(warning)) {
             warn!("{warning}");
         }
-        self.state.warnings = [&target.warnings[..], &target.faults, &rejected].concat();
-        self.state.warnings.dedup();
+        self.state.warnings = warnings.into_iter().collect();
         self.report_services(&target);
         self.report_ways(&target, view);
         self.target = target;
@@ -473,11 +503,19 @@ impl<D: Dataplane> World<D> {
         let failed = |report: &HookReport| Some((report.ifindex, report.outcome.as_ref().err()?.to_string()));
         let is_ingress = |report: &&HookReport| report.direction == Direction::Ingress;
         let unhooked: BTreeMap<u32, String> = reports.iter().filter(is_ingress).filter_map(failed).collect();
-        for (_, why) in reports.iter().filter_map(failed) {
-            warn!("{why}");
+        for report in reports.iter().filter(|report| report.program.is_none()) {
+            if let Err(error) = &report.outcome {
+                warn!(%error, "a program that is not wanted any more stays");
+            }
+        }
+        let hooks = wanted.iter().map(|(ifindex, hooks)| hook_state(*ifindex, hooks, &reports)).collect();
+        let before = std::mem::replace(&mut self.state.hooks, hooks);
+        for hook in self.state.hooks.iter().filter(|hook| !hook.why.is_empty()) {
+            if !before.iter().any(|old| old.ifindex == hook.ifindex && old.why == hook.why) {
+                warn!(interface = hook.interface, "{}", hook.why);
+            }
         }
         self.hooks.clone_from(wanted);
-        self.state.hooks = wanted.iter().map(|(ifindex, hooks)| hook_state(*ifindex, hooks, &reports)).collect();
         Ok(unhooked)
     }
 
@@ -495,13 +533,15 @@ impl<D: Dataplane> World<D> {
         let applied = stored.and_then(|stored| self.dataplane.apply(rest).map(|()| (stored, started.elapsed())));
         match applied {
             Ok(times) => {
-                self.count_anew(&plan.tables)?;
+                self.is_half_done = false;
+                let counted = self.count_anew(&plan.tables);
                 self.tables = plan.tables;
                 self.services = plan.services;
-                Ok(times)
+                counted.map(|()| times)
             }
             Err(error) => {
                 // Part of it is in force; the next plan has to begin with what there really is.
+                self.is_half_done = true;
                 self.tables = self.dataplane.read()?;
                 Err(error)
             }
@@ -543,7 +583,15 @@ impl<D: Dataplane> World<D> {
             interface: chosen.port.or(chosen.device).map(|ifindex| view.name(ifindex)),
             why: chosen.why.clone(),
         };
-        self.state.ways = target.ways.iter().map(way).collect();
+        let ways = target.ways.iter().map(way).collect();
+        let before = std::mem::replace(&mut self.state.ways, ways);
+        for way in &self.state.ways {
+            let old = before.iter().find(|old| old.address == way.address);
+            if old.is_some_and(|old| (&old.way, &old.interface) != (&way.way, &way.interface)) {
+                let through = way.interface.as_deref().unwrap_or("-");
+                info!(backend = %way.address, way = way.way, through, why = way.why, "another way");
+            }
+        }
     }
 
     fn write_state(&self) {

@@ -209,6 +209,43 @@ fn a_reload_after_a_fault_is_not_taken_for_done() {
 }
 
 #[test]
+fn what_was_running_is_brought_back_after_a_reload_that_failed_half_way() {
+    let (mut world, _folder) = world(empty(), &[]);
+    world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
+    let policies = |world: &World<Recorder>| world.tables.policies.len();
+    let before = (policies(&world), world.tables.backends.clone());
+    world.dataplane.memory = world.dataplane.memory.clone().failing_after(2);
+    world.reload(loaded(&["10.0.0.2", "10.0.0.3"]), &lab()).expect_err("the data path is at fault");
+    world.dataplane.memory = Memory::with_tables(Capacity::default(), world.tables.clone());
+    world.follow(&lab());
+    world.sweep();
+    assert_eq!((policies(&world), world.tables.backends.clone()), before);
+    done(&world);
+    world.follow(&lab());
+    assert_eq!(done(&world), [""; 0], "and that is all");
+}
+
+#[test]
+fn what_is_odd_about_a_configuration_is_shown_as_long_as_it_is_in_force() {
+    let (mut world, _folder) = world(empty(), &[]);
+    let complaint = file::Complaint {
+        file: "evenkeel.toml".into(),
+        line: 1,
+        column: 2,
+        service: None,
+        message: "odd".into(),
+    };
+    let odd = Loaded { warnings: vec![complaint], ..loaded(&["10.0.0.2"]) };
+    world.begin(odd, &lab()).expect("a good start");
+    let mut view = lab();
+    meet(&mut view, BR0, "10.0.0.2", mac(3));
+    world.follow(&view);
+    assert_eq!(world.state.warnings, ["evenkeel.toml:1:2: odd"]);
+    world.reload(loaded(&["10.0.0.2"]), &view).expect("a good configuration");
+    assert_eq!(world.state.warnings, [""; 0]);
+}
+
+#[test]
 fn a_port_that_cannot_be_hooked_is_not_used() {
     let (mut world, _folder) = world(empty(), &[V1]);
     world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
@@ -245,4 +282,17 @@ fn the_state_tells_names_ways_and_hooks() {
     let eth3 = state.hooks.iter().find(|hook| hook.ifindex == ETH3).expect("eth3 is hooked");
     assert_eq!((eth3.ingress.as_deref(), eth3.mode.as_str()), (Some("clients"), "tcx"));
     assert_eq!(state.last_change.map(|change| change.cause), Some("start".to_owned()));
+}
+
+#[test]
+fn what_nobody_speaks_for_is_doubted_once_until_the_links_change() {
+    let mut view = lab();
+    meet(&mut view, BR0, "10.0.0.4", mac(77));
+    let backends = [ip("10.0.0.4")].into();
+    let mut asker = Asker::default();
+    assert_eq!(asker.questions(&view, &view, &backends).len(), 1);
+    assert_eq!(asker.questions(&view, &view, &backends), [], "the same answer again is believed");
+    assert_eq!(asker.questions(&view, &View::default(), &backends).len(), 1, "whoever it was may be gone");
+    meet(&mut view, BR0, "10.0.0.4", mac(78));
+    assert_eq!(asker.questions(&view, &view, &backends).len(), 1, "another answer");
 }

@@ -190,6 +190,9 @@ fn flows(ends: &Ends, name: Name) -> Vec<Case> {
             .backend_is(ends.backend, BackendState::UdpGone)
             .packet(ends.to_frontend().udp(4000, 53))
             .sends(other().udp(4000, 53))
+        // The old backend's answer to the first query is late, and still must not leave with its own address.
+        .reply(ends.from_backend().udp(53, 4000))
+        .sends(ends.to_client().udp(53, 4000))
             .packet(ends.to_frontend().tcp(4000, 53))
             .sends(ends.to_backend().tcp(4000, 53)),
         Case::new(name("a drained backend keeps its flows, v4", "a drained backend keeps its flows, v6"))

@@ -1,0 +1,445 @@
+//! Evenness with real clients and servers, over both families and from one and two CPUs at once: every run is counted by
+//! the client, in the kernel's choices, and by the servers, and the three agree.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    ops::Range,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::{addr::Family, service::ServiceId};
+use lb_userspace::dataplane::{maps::Maps, pins::Pins};
+use serde_json::Value;
+use testbed::{
+    ask::{Answers, Ask, Ports},
+    bind::{Bind, WHO},
+    chi_square, dig,
+    dnsperf::Dnsperf,
+    engine::Engine,
+    evenkeel::Evenkeel,
+    harness::{self, Needs},
+    lab::{FRONTENDS, Lab, Layout},
+    twins,
+};
+
+/// How many new choices each round makes.
+const ROUNDS: [usize; 3] = [100, 1200, 12_000];
+const BACKENDS: usize = 4;
+const EQUAL: [u64; BACKENDS] = [1; BACKENDS];
+
+fn main() -> ExitCode {
+    let shared: Shared = Arc::default();
+    let mut trials = Vec::new();
+    let mut add = |name: &str, body: fn(&mut Stage, Family) -> Result<()>| {
+        for family in Family::ALL {
+            let shared = Arc::clone(&shared);
+            let body = move || on_stage(&shared, family, body);
+            trials.push(harness::trial(&format!("{name}, {family}"), Needs::Root, body));
+        }
+    };
+    add("rr is even over new flows", |stage, family| stage.is_even("rr", Schedule::PerFlow, family));
+    add("rr is even over the queries of one socket", |stage, family| stage.is_even("rr", Schedule::PerPacket, family));
+    add("nth is even over new flows", |stage, family| stage.is_even("nth", Schedule::PerFlow, family));
+    add("nth is even over the queries of one socket", |stage, family| {
+        stage.is_even("nth", Schedule::PerPacket, family)
+    });
+    add("wrr keeps within one of every due over new flows", |stage, family| {
+        stage.is_within_one(Schedule::PerFlow, [5, 3, 2, 1], family)
+    });
+    add("wrr keeps within one of every due over the queries of one socket", |stage, family| {
+        stage.is_within_one(Schedule::PerPacket, [256, 100, 33, 7], family)
+    });
+    add("random is random over new flows", |stage, family| stage.is_random(Schedule::PerFlow, family));
+    add("random is random over the queries of one socket", |stage, family| {
+        stage.is_random(Schedule::PerPacket, family)
+    });
+    add("two first packets of a flow on two cpus draw one ticket", Stage::twins_draw_one_ticket);
+    add("dnsperf and dig are spread evenly", Stage::dnsperf_and_dig_are_spread);
+    add("connections over tcp are spread evenly", Stage::connections_are_spread);
+    harness::run(trials)
+}
+
+/// The lab that all trials use one after the other; it goes with the last of them.
+type Shared = Arc<Mutex<Option<Stage>>>;
+
+fn on_stage(shared: &Shared, family: Family, body: fn(&mut Stage, Family) -> Result<()>) -> Result<()> {
+    let mut stage = shared.lock().unwrap_or_else(PoisonError::into_inner);
+    if stage.is_none() {
+        *stage = Some(Stage::set()?);
+    }
+    body(stage.as_mut().context("it was just set")?, family)
+}
+
+impl Stage {
+    fn is_even(&mut self, selector: &'static str, schedule: Schedule, family: Family) -> Result<()> {
+        self.configure(Method { selector, schedule, weights: None })?;
+        let client = if selector == "rr" { Client::First } else { Client::Second };
+        for (cpus, count) in cpus_and_rounds() {
+            let (asked, _) = self.ask(schedule, client, family, cpus, count)?;
+            ensure!(spread(&asked) <= 1, "{count} from {cpus} CPUs: {asked:?}");
+        }
+        Ok(())
+    }
+
+    fn is_within_one(&mut self, schedule: Schedule, weights: [u64; BACKENDS], family: Family) -> Result<()> {
+        self.configure(Method { selector: "wrr", schedule, weights: Some(weights) })?;
+        for (cpus, count) in cpus_and_rounds() {
+            let before = self.to_the_start_of_a_cycle(schedule, weights, family)?;
+            let (asked, answers) = self.ask(schedule, Client::Third, family, cpus, count)?;
+            ensure!(within_one(&asked, &weights), "{count} from {cpus} CPUs, {before} before: {asked:?}");
+            if cpus == 1 {
+                // What one CPU sends arrives in its order, so that the promise can be seen after every choice.
+                after_every_choice(&answers, |counts| within_one(counts, &weights))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_random(&mut self, schedule: Schedule, family: Family) -> Result<()> {
+        for weights in [EQUAL, [1, 2, 3, 6]] {
+            let weighted = (weights != EQUAL).then_some(weights);
+            self.configure(Method { selector: "random", schedule, weights: weighted })?;
+            for cpus in [1, 2] {
+                let (asked, _) = self.ask(schedule, Client::Fourth, family, cpus, 12_000)?;
+                let p = chi_square::p_value(&asked, &weights);
+                ensure!((1e-6..1.0 - 1e-6).contains(&p), "weights {weights:?}, {cpus} CPUs: {asked:?} has p = {p:e}");
+            }
+        }
+        Ok(())
+    }
+
+    fn twins_draw_one_ticket(&mut self, family: Family) -> Result<()> {
+        const AT_ONCE: usize = 1000;
+        self.configure(Method { selector: "rr", schedule: Schedule::PerFlow, weights: None })?;
+        let ports = self.fresh_ports(Client::First, family, 20_000)?;
+        let before = self.count(family, "udp")?;
+        let client = &self.lab.clients()[Client::First as usize].namespace;
+        let twins = twins::ask(client, frontend(family, 0), ports, AT_ONCE)?;
+        let counted = self.count(family, "udp")?.since(&before);
+        let flows = twins.by_flow.len();
+        ensure!(twins.at_once >= AT_ONCE, "of {flows} flows only {} were sent by two CPUs at once", twins.at_once);
+        ensure!(twins.strange == 0, "{} strange answers", twins.strange);
+        for (flow, answers) in twins.by_flow.iter().enumerate() {
+            let is_one = matches!(answers, [Some(first), Some(second)] if first == second);
+            ensure!(is_one, "flow {flow} of {flows} is answered by {answers:?}");
+        }
+        counted.drew(flows)?;
+        ensure!(spread(&counted.choices) <= 1, "{flows} flows: {:?}", counted.choices);
+        let packets: Vec<_> = counted.choices.iter().map(|choices| choices * 2).collect();
+        ensure!(counted.arrivals == packets, "{:?} arrived of {:?} choices", counted.arrivals, counted.choices);
+        Ok(())
+    }
+
+    fn dnsperf_and_dig_are_spread(&mut self, family: Family) -> Result<()> {
+        let server = frontend(family, 0);
+        self.configure(Method { selector: "rr", schedule: Schedule::PerPacket, weights: None })?;
+        for clients in [1, 2] {
+            let load = Dnsperf { clients, threads: clients, ..Dnsperf::to(server) };
+            let counted = self.load(load, family)?;
+            counted.drew(12_000)?;
+            ensure!(counted.choices == [3000; BACKENDS], "{clients} sockets: {:?}", counted.choices);
+            ensure!(counted.arrivals == counted.choices, "{:?} arrived", counted.arrivals);
+        }
+        self.configure(Method { selector: "rr", schedule: Schedule::PerFlow, weights: None })?;
+        let counted = self.load(Dnsperf { clients: 20, threads: 2, ..Dnsperf::to(server) }, family)?;
+        counted.drew(20)?;
+        ensure!(counted.choices == [5; BACKENDS], "20 sockets: {:?}", counted.choices);
+        ensure!(counted.arrivals.iter().sum::<u64>() == 12_000, "{:?} arrived", counted.arrivals);
+
+        let before = self.count(family, "udp")?;
+        let ports = self.fresh_ports(Client::Fifth, family, 8)?;
+        // Their own ports, below those that the kernel gave to dnsperf.
+        ensure!(ports.end < 32_768, "ports {ports:?}");
+        let host = &self.lab.clients()[Client::Fifth as usize];
+        let own = if family == Family::V4 { host.v4 } else { host.v6 };
+        let mut answered = BTreeMap::new();
+        for port in ports {
+            let answer = dig::ask(&host.namespace, server, WHO, &["-b", &format!("{own}#{port}")])?;
+            *answered.entry(answer.texts.concat()).or_insert(0) += 1;
+        }
+        let counted = self.count(family, "udp")?.since(&before);
+        counted.drew(8)?;
+        ensure!(counted.choices == [2; BACKENDS] && counted.arrivals == [2; BACKENDS], "{counted:?}");
+        ensure!(answered.len() == BACKENDS && answered.values().all(|count| *count == 2), "{answered:?}");
+        Ok(())
+    }
+
+    fn connections_are_spread(&mut self, family: Family) -> Result<()> {
+        self.configure(Method { selector: "rr", schedule: Schedule::PerFlow, weights: None })?;
+        let before = self.count(family, "tcp")?;
+        let client = &self.lab.clients()[Client::Fifth as usize].namespace;
+        for number in 0..12 {
+            let answer = dig::tcp(client, frontend(family, number), WHO)?;
+            ensure!(answer.over_tcp && answer.status == "NOERROR", "{answer:?}");
+        }
+        let counted = self.count(family, "tcp")?.since(&before);
+        counted.drew(12)?;
+        ensure!(counted.choices == [3; BACKENDS] && counted.arrivals == [3; BACKENDS], "{counted:?}");
+        Ok(())
+    }
+}
+
+/// Each round from one CPU and from two.
+fn cpus_and_rounds() -> impl Iterator<Item = (usize, usize)> {
+    [1, 2].into_iter().flat_map(|cpus| ROUNDS.map(|count| (cpus, count)))
+}
+
+fn spread(counts: &[u64]) -> u64 {
+    let (least, most) = (counts.iter().min(), counts.iter().max());
+    most.zip(least).map_or(0, |(most, least)| most - least)
+}
+
+/// Promise 1 in integers: |count · Σweight − n · weight| < Σweight.
+fn within_one(counts: &[u64], weights: &[u64]) -> bool {
+    let (asked, sum) = (counts.iter().sum::<u64>(), weights.iter().sum::<u64>());
+    counts.iter().zip(weights).all(|(count, weight)| (count * sum).abs_diff(asked * weight) < sum)
+}
+
+/// Counts the answers one by one and looks each time.
+fn after_every_choice(answers: &Answers, is_right: impl Fn(&[u64]) -> bool) -> Result<()> {
+    let mut counts = [0; BACKENDS];
+    for (n, who) in (1..).zip(answers.by_query.iter().flatten()) {
+        let number = who.strip_prefix('b').and_then(|number| number.parse::<usize>().ok());
+        counts[number.with_context(|| format!("a server called {who}"))? - 1] += 1;
+        ensure!(is_right(&counts), "after {n}: {counts:?}");
+    }
+    Ok(())
+}
+
+/// One of the frontends of a family in turn: the address of `eth3`, and the one of `eth3:1`.
+fn frontend(family: Family, turn: usize) -> SocketAddr {
+    let first = usize::from(family == Family::V6);
+    SocketAddr::new(FRONTENDS[first + turn % 2 * 2], 53)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Schedule {
+    PerFlow,
+    PerPacket,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Method {
+    selector: &'static str,
+    schedule: Schedule,
+    weights: Option<[u64; BACKENDS]>,
+}
+
+/// Who asks; a client's ports are as many as four of the trials need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Client {
+    First,
+    Second,
+    Third,
+    Fourth,
+    Fifth,
+}
+
+impl Client {
+    const COUNT: usize = Self::Fifth as usize + 1;
+}
+
+/// The lab with its servers and Evenkeel, and how far its clients' ports are used up.
+///
+/// A flow that was seen lives on for a while, and its port would not be a new choice.
+struct Stage {
+    evenkeel: Evenkeel,
+    method: Method,
+    _engine: Engine,
+    servers: Vec<Bind>,
+    lab: Lab,
+    ports: [[Ports; 2]; Client::COUNT],
+    runs: usize,
+}
+
+impl Stage {
+    fn set() -> Result<Self> {
+        let lab = Lab::up(Layout { clients: Client::COUNT, backends: BACKENDS, ..Layout::default() })?;
+        let servers = Bind::start_all(&lab)?;
+        let _engine = Engine::start(&lab)?;
+        let method = Method { selector: "rr", schedule: Schedule::PerFlow, weights: None };
+        let evenkeel = Evenkeel::start(&lab, &configuration(&lab, method))?;
+        let mut stage = Self { evenkeel, method, _engine, servers, lab, ports: Default::default(), runs: 0 };
+        for family in Family::ALL {
+            for client in [Client::First, Client::Second, Client::Third, Client::Fourth, Client::Fifth] {
+                // Neighbours are found before order matters.
+                stage.ask(Schedule::PerFlow, client, family, 1, 8)?;
+            }
+        }
+        Ok(stage)
+    }
+
+    fn configure(&mut self, method: Method) -> Result<()> {
+        if method != self.method {
+            let told = self.evenkeel.reload(&configuration(&self.lab, method))?;
+            ensure!(told.as_deref() == Some("configuration applied"), "{method:?}: {told:?}");
+            self.method = method;
+        }
+        Ok(())
+    }
+
+    /// Asks so many times, each a new choice, and returns what each backend was given, as everyone counted it.
+    fn ask(
+        &mut self,
+        schedule: Schedule,
+        client: Client,
+        family: Family,
+        cpus: usize,
+        count: usize,
+    ) -> Result<(Vec<u64>, Answers)> {
+        self.runs += 1;
+        let server = frontend(family, self.runs);
+        let ask = match schedule {
+            Schedule::PerFlow => Ask::from_each_port(server, self.fresh_ports(client, family, count)?),
+            Schedule::PerPacket => Ask::from_one_socket(server, count),
+        };
+        let what = format!("{count} queries to {server} from {cpus} CPUs");
+        let before = self.count(family, "udp")?;
+        let answers = ask.cpus(cpus).run(&self.lab.clients()[client as usize].namespace)?;
+        let counted = self.count(family, "udp")?.since(&before);
+        let (unanswered, wrong) = (answers.unanswered(), answers.wrong_source);
+        ensure!(answers.is_clean(), "{what}: {unanswered} unanswered, {wrong} from a wrong source: {answers:?}");
+        let answered: Vec<_> = answers.of_backends(BACKENDS).into_iter().map(|count| count as u64).collect();
+        counted.drew(count).context(what.clone())?;
+        ensure!(counted.choices == answered, "{what}: the kernel chose {:?}, the client saw {answered:?}", counted.choices);
+        ensure!(counted.arrivals == answered, "{what}: {:?} arrived of {answered:?}", counted.arrivals);
+        Ok((answered, answers))
+    }
+
+    /// Runs dnsperf to its end: all is answered.
+    fn load(&self, load: Dnsperf, family: Family) -> Result<Count> {
+        let before = self.count(family, "udp")?;
+        let report = load.run(&self.lab, &self.lab.clients()[Client::Fifth as usize].namespace)?;
+        ensure!((report.sent, report.completed, report.lost) == (12_000, 12_000, 0), "{report:?}");
+        Ok(self.count(family, "udp")?.since(&before))
+    }
+
+    /// Asks until the service's next ticket is the first of a cycle, and says how often.
+    fn to_the_start_of_a_cycle(
+        &mut self,
+        schedule: Schedule,
+        weights: [u64; BACKENDS],
+        family: Family,
+    ) -> Result<usize> {
+        let [_, pins, ..] = self.evenkeel.folders();
+        let service = ServiceId(self.count(family, "udp")?.service);
+        let cycle: u64 = weights.iter().sum();
+        let place = || -> Result<u64> {
+            let cursor = Maps::look(&Pins::new(&pins))?.cursor(service).context("a service with a cursor")?;
+            Ok(cursor % cycle)
+        };
+        let left = usize::try_from((cycle - place()?) % cycle)?;
+        if left > 0 {
+            self.ask(schedule, Client::Third, family, 1, left)?;
+        }
+        ensure!(place()? == 0, "the cursor is at {} of {cycle} after {left} choices", place()?);
+        Ok(left)
+    }
+
+    /// Ports of a client that it has not asked from.
+    fn fresh_ports(&mut self, client: Client, family: Family, count: usize) -> Result<Range<u16>> {
+        let ports = &mut self.ports[client as usize][usize::from(family == Family::V6)];
+        let used = ports.clone().take(0).start;
+        let taken = ports.take(count);
+        ensure!(taken.start >= used, "the {client:?} client has no {count} fresh ports");
+        Ok(taken)
+    }
+
+    fn count(&self, family: Family, protocol: &str) -> Result<Count> {
+        let listing = self.evenkeel.ls(&["--stats"])?;
+        let key = format!("{}/{protocol}", frontend(family, 0));
+        let has_it = |service: &&Value| {
+            service["frontends"].as_array().is_some_and(|keys| keys.iter().any(|own| *own == key.as_str()))
+        };
+        let services = listing["services"].as_array().context("a listing of services")?;
+        let service = services.iter().find(has_it).with_context(|| format!("no service has {key}: {listing}"))?;
+        let number = |value: &Value| value.as_u64().with_context(|| format!("no number in {service}"));
+        let choices = |host: &testbed::lab::Host| {
+            let address = if family == Family::V4 { host.v4 } else { host.v6 };
+            let key = format!("{}/{protocol}", SocketAddr::new(address, 53));
+            let backends = service["backends"].as_array().context("a listing of backends")?;
+            let backend = backends.iter().find(|backend| backend["address"] == key.as_str());
+            number(&backend.with_context(|| format!("no backend {key}: {service}"))?["choices"])
+        };
+        let arrived = |bind: &Bind| {
+            let arrivals = bind.arrivals()?;
+            Ok(match (family, protocol) {
+                (Family::V4, "tcp") => arrivals.tcp4,
+                (Family::V6, "tcp") => arrivals.tcp6,
+                (Family::V4, _) => arrivals.udp4,
+                (Family::V6, _) => arrivals.udp6,
+            })
+        };
+        Ok(Count {
+            service: u32::try_from(number(&service["id"])?)?,
+            tickets: number(&service["tickets"])?,
+            diverted: number(&service["diverted"])?,
+            refused: number(&service["refused"])?,
+            unmatched: number(&service["unmatched"])?,
+            choices: self.lab.backends().iter().map(choices).collect::<Result<_>>()?,
+            arrivals: self.servers.iter().map(arrived).collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// What the kernel and the servers have counted for a service of one family and protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Count {
+    service: u32,
+    tickets: u64,
+    diverted: u64,
+    refused: u64,
+    unmatched: u64,
+    /// By backend, as `evenkeel ls` says.
+    choices: Vec<u64>,
+    /// By backend, as BIND's statistics say.
+    arrivals: Vec<u64>,
+}
+
+impl Count {
+    fn since(&self, before: &Self) -> Self {
+        let minus = |after: &[u64], before: &[u64]| after.iter().zip(before).map(|(after, before)| after - before).collect();
+        Self {
+            service: self.service,
+            tickets: self.tickets - before.tickets,
+            diverted: self.diverted - before.diverted,
+            refused: self.refused - before.refused,
+            unmatched: self.unmatched - before.unmatched,
+            choices: minus(&self.choices, &before.choices),
+            arrivals: minus(&self.arrivals, &before.arrivals),
+        }
+    }
+
+    /// So many tickets were drawn, and each of them led where it should.
+    fn drew(&self, tickets: usize) -> Result<()> {
+        let Self { diverted, refused, unmatched, .. } = *self;
+        ensure!((diverted, refused, unmatched) == (0, 0, 0), "diverted, refused, unmatched: {self:?}");
+        ensure!(self.tickets == tickets as u64, "{} tickets for {tickets} new choices", self.tickets);
+        ensure!(self.choices.iter().sum::<u64>() == self.tickets, "{:?} choices of {tickets} tickets", self.choices);
+        Ok(())
+    }
+}
+
+/// A DNS service on all addresses of `eth3`.
+fn configuration(lab: &Lab, method: Method) -> String {
+    let backends = lab.backends().iter().enumerate().flat_map(|(index, host)| {
+        [host.v4, host.v6].map(|address| match method.weights {
+            Some(weights) => format!("{{ address = \"{address}\", weight = {} }}", weights[index]),
+            None => format!("\"{address}\""),
+        })
+    });
+    let schedule = match method.schedule {
+        Schedule::PerFlow => "per-flow",
+        Schedule::PerPacket => "per-packet",
+    };
+    format!(
+        "[[service]]\nname = \"dns\"\n\
+         listen = [{{ interface = \"eth3\", port = 53, protocols = [\"udp\", \"tcp\"] }}]\n\
+         selector = \"{}\"\nschedule = \"{schedule}\"\nbackends = [{}]\n",
+        method.selector,
+        backends.collect::<Vec<_>>().join(", ")
+    )
+}

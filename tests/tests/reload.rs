@@ -1,0 +1,193 @@
+//! Reloads while clients ask: nothing is lost, nothing comes from a stranger, and a removed backend is left alone.
+
+use std::{
+    collections::BTreeSet,
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail, ensure};
+use testbed::{
+    bind::Bind,
+    capture::{self, Capture},
+    crowd::{self, Crowd},
+    curl::{self, Download},
+    evenkeel::Evenkeel,
+    harness::{Needs, run, trial},
+    lab::{Lab, Layout},
+    nginx::{self, Nginx},
+    process::wait_until,
+};
+
+fn main() -> ExitCode {
+    run(vec![trial(
+        "fifty reloads under load lose nothing and leave removed backends alone",
+        Needs::Root,
+        fifty_reloads,
+    )])
+}
+
+/// How long the load lasts.
+const LOAD: u64 = 30;
+const RELOADS: usize = 50;
+/// What sits in queues may still arrive after a change is reported applied.
+const QUEUES: Duration = Duration::from_millis(20);
+
+fn fifty_reloads() -> Result<()> {
+    let lab = Lab::up(Layout::default())?;
+    let _servers = (Bind::start_all(&lab)?, Nginx::start_all(&lab)?);
+    let mut weights: Vec<(usize, u32)> = (0..4).map(|backend| (backend, 1)).collect();
+    let mut evenkeel = Evenkeel::start(&lab, &crowd::configuration(&lab, &weights))?;
+    let captures = lab.backends().iter().map(|host| Capture::start(&lab, &host.namespace, "eth0", "udp dst port 53"));
+    let captures = captures.collect::<Result<Vec<_>>>()?;
+    let downloads = start_downloads(&lab)?;
+
+    let begin = Instant::now();
+    let crowd = Crowd::start(&lab, LOAD)?;
+    let mut removals = Removals::default();
+    for number in 0..RELOADS {
+        // Spread over the load, with some of it before and after.
+        let due = begin + Duration::from_millis(1000 + number as u64 * (LOAD * 1000 - 3000) / RELOADS as u64);
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        weights = next_weights(number);
+        let configuration = crowd::configuration(&lab, &weights);
+        removals.end();
+        match number {
+            15 => {
+                refuse(&mut evenkeel, &configuration)?;
+                reload(&mut evenkeel, &configuration)?;
+            }
+            30 => read_unasked(&evenkeel, &configuration, &weights)?,
+            _ => reload(&mut evenkeel, &configuration)?,
+        }
+        removals.begin(&weights);
+    }
+    let tally = crowd.finish()?;
+    removals.end();
+    for (download, number) in downloads.into_iter().zip(1..) {
+        let body = download.finish()?;
+        ensure!(body == nginx::large(), "download {number}: {} bytes, or wrong ones", body.len());
+    }
+    let seen = captures.into_iter().map(Capture::finish).collect::<Result<Vec<_>>>()?;
+    removals.check(&seen)?;
+    tally.check()
+}
+
+/// One download from each backend, slow enough to last as long as the load.
+fn start_downloads(lab: &Lab) -> Result<Vec<Download>> {
+    let directory = lab.directory("downloads")?;
+    let rate = nginx::LARGE / LOAD as usize;
+    let url = curl::url(crowd::WEB, "/large");
+    let start = |number: usize| {
+        let file = directory.join(format!("large{number}"));
+        let download = Download::start(&lab.client().namespace, &url, rate, file.clone())?;
+        wait_until("the download has begun", Duration::from_secs(5), || Ok(file.exists()))?;
+        Ok(download)
+    };
+    let downloads = (0..lab.backends().len()).map(start).collect::<Result<Vec<_>>>()?;
+    for host in lab.backends() {
+        let connections = host.namespace.sh("ss -Htn state established sport = :80")?;
+        ensure!(connections.lines().count() == 1, "the downloads are spread: {connections}");
+    }
+    Ok(downloads)
+}
+
+/// Backends and weights after reload `number`; each adds, removes or reweighs some of those before.
+fn next_weights(number: usize) -> Vec<(usize, u32)> {
+    // One is removed for one step, then two are, then all are there again with other weights.
+    let removed: &[usize] = match number % 7 {
+        0 => &[3],
+        1 => &[0],
+        2 => &[0, 2],
+        3 => &[1, 2],
+        4 => &[],
+        5 => &[number / 7 % 4],
+        _ => &[],
+    };
+    let weight = |backend: usize| 1 + u32::try_from((number + backend * 3) % 4).expect("less than 4");
+    (0..4).filter(|backend| !removed.contains(backend)).map(|backend| (backend, weight(backend))).collect()
+}
+
+fn reload(evenkeel: &mut Evenkeel, configuration: &str) -> Result<()> {
+    let told = evenkeel.reload(configuration)?;
+    ensure!(told.as_deref() == Some("configuration applied"), "{told:?}");
+    Ok(())
+}
+
+/// A file with a fault changes nothing, and `status` tells it.
+fn refuse(evenkeel: &mut Evenkeel, configuration: &str) -> Result<()> {
+    let before = evenkeel.ls(&[])?["services"].clone();
+    let told = evenkeel.reload(&configuration.replace("\"wrr\"", "\"wwrr\""))?;
+    ensure!(told.as_deref() == Some("configuration refused; what was running goes on"), "{told:?}");
+    let refusal = evenkeel.status()?["last_refusal"]["messages"].to_string();
+    ensure!(refusal.contains("did you mean `wrr`?"), "{refusal}");
+    let addresses = |services: &serde_json::Value| {
+        let services = services.as_array().cloned().unwrap_or_default();
+        services.iter().map(|service| service["backends"].as_array().map_or(0, Vec::len)).collect::<Vec<_>>()
+    };
+    let after = evenkeel.ls(&[])?["services"].clone();
+    ensure!(addresses(&before) == addresses(&after) && !addresses(&after).is_empty(), "{before} became {after}");
+    Ok(())
+}
+
+/// A changed file is read without a signal.
+fn read_unasked(evenkeel: &Evenkeel, configuration: &str, weights: &[(usize, u32)]) -> Result<()> {
+    let in_use = || -> Result<usize> {
+        let listing = evenkeel.ls(&[])?;
+        let backends = listing["services"][0]["backends"].as_array().cloned().unwrap_or_default();
+        Ok(backends.iter().filter(|backend| backend["share"].as_f64() > Some(0.0)).count())
+    };
+    ensure!(in_use()? != weights.len(), "the change is one that shows");
+    evenkeel.write(configuration)?;
+    wait_until("the changed file is applied", Duration::from_secs(3), || Ok(in_use()? == weights.len()))
+}
+
+/// When each backend was removed, and until when.
+#[derive(Debug, Default)]
+struct Removals {
+    begun: Option<(Duration, Vec<usize>)>,
+    ended: Vec<(Duration, Duration, Vec<usize>)>,
+}
+
+impl Removals {
+    /// A change was reported applied just now.
+    fn begin(&mut self, weights: &[(usize, u32)]) {
+        let there: BTreeSet<usize> = weights.iter().map(|(backend, _)| *backend).collect();
+        self.begun = Some((capture::now(), (0..4).filter(|backend| !there.contains(backend)).collect()));
+    }
+
+    /// The next one is about to be asked for.
+    fn end(&mut self) {
+        if let Some((begin, removed)) = self.begun.take() {
+            self.ended.push((begin, capture::now(), removed));
+        }
+    }
+
+    /// Says that no packet came to a removed backend, while others got some.
+    fn check(&self, seen: &[Vec<Duration>]) -> Result<()> {
+        let mut checked = 0;
+        for (begin, end, removed) in &self.ended {
+            let arrivals = |backend: usize| {
+                seen[backend]
+                    .iter()
+                    .filter(|time| **time > *begin + QUEUES && **time < *end)
+                    .copied()
+                    .collect::<Vec<_>>()
+            };
+            for backend in removed {
+                let late = arrivals(*backend);
+                if let Some(last) = late.last() {
+                    let (count, after) = (late.len(), *last - *begin);
+                    bail!("b{} was removed, and got {count} packets, the last {after:?} after", backend + 1);
+                }
+            }
+            let others: usize =
+                (0..seen.len()).filter(|backend| !removed.contains(backend)).map(|b| arrivals(b).len()).sum();
+            ensure!(others > 0, "nobody asked between {begin:?} and {end:?}");
+            checked += removed.len();
+        }
+        ensure!(checked >= RELOADS / 2, "only {checked} removals");
+        Ok(())
+    }
+}

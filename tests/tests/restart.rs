@@ -1,0 +1,283 @@
+//! The controller dies, comes back, goes, is refused: packets flow on the last good state all the while.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    process::ExitCode,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_userspace::dataplane::{attach::Direction, sys};
+use serde_json::Value;
+use testbed::{
+    ask::Ask,
+    bind::Bind,
+    crowd::{self, Crowd, FLOWS, PACKETS},
+    curl::{self, Download},
+    engine::Engine,
+    evenkeel::{Evenkeel, find_program},
+    harness::{Needs, run, trial},
+    lab::{CLIENT_SIDE, Lab, Layout},
+    nginx::{self, Nginx},
+    process::output,
+};
+
+fn main() -> ExitCode {
+    let on_root = |name, body: fn() -> Result<()>| trial(name, Needs::Root, body);
+    run(vec![
+        on_root("a controller killed under load loses nothing, nor does the next one", killed_under_load),
+        on_root("cursors, counters and flows outlive the controller", everything_outlives_the_controller),
+        on_root("another map layout is refused while traffic flows on", another_layout_is_refused),
+        on_root("detach takes away what is ours and nothing else", detach_takes_away_what_is_ours),
+        on_root("whoever is not root is told so in one sentence", not_root),
+        on_root("the program of someone else is shown while traffic flows", someone_elses_program),
+    ])
+}
+
+fn killed_under_load() -> Result<()> {
+    let lab = Lab::up(Layout::default())?;
+    let _servers = (Bind::start_all(&lab)?, Nginx::start_all(&lab)?);
+    let mut evenkeel = Evenkeel::start(&lab, &configuration(&lab))?;
+    let file = lab.directory("downloads")?.join("large");
+    let url = curl::url(crowd::WEB, "/large");
+    let download = Download::start(&lab.client().namespace, &url, nginx::LARGE / 8, file)?;
+    let crowd = Crowd::start(&lab, 8)?;
+    for _ in 0..2 {
+        // Load while it runs, and while none does.
+        thread::sleep(Duration::from_millis(1500));
+        evenkeel.kill();
+        ensure!(evenkeel.status()?["is_running"] == false);
+        thread::sleep(Duration::from_millis(1500));
+        evenkeel.restart()?;
+        let opening = evenkeel.status()?["opening"].clone();
+        ensure!(opening == "adopted from an earlier controller", "{opening}");
+    }
+    crowd.finish()?.check()?;
+    ensure!(download.finish()? == nginx::large(), "the download has other bytes");
+    Ok(())
+}
+
+fn everything_outlives_the_controller() -> Result<()> {
+    let lab = Lab::up(Layout::default())?;
+    let _servers = Bind::start_all(&lab)?;
+    let mut evenkeel = Evenkeel::start(&lab, &configuration(&lab))?;
+    let client = &lab.client().namespace;
+    let ports = 20_000..20_100;
+    // Not a multiple of the backends: a cursor that began anew would show.
+    let new_choices = |ports| Ask::from_each_port(FLOWS, ports).run(client);
+    let packets = || Ask::from_one_socket(PACKETS, 33).run(client);
+    let first = [new_choices(ports.clone())?, packets()?];
+    let before = counted(&evenkeel)?;
+    evenkeel.kill();
+    let orphaned = [new_choices(20_100..20_133)?, packets()?];
+    let kept = new_choices(ports.clone())?;
+    evenkeel.restart()?;
+    let after = counted(&evenkeel)?;
+    let adopted = [new_choices(20_133..20_166)?, packets()?];
+    let kept_again = new_choices(ports)?;
+
+    ensure!(kept.by_query == first[0].by_query, "flows have other backends without a controller");
+    ensure!(kept_again.by_query == first[0].by_query, "flows have other backends after its restart");
+    let mut shares = [[0; 4]; 2];
+    for part in [&first, &orphaned, &adopted] {
+        for (answers, share) in part.iter().zip(&mut shares) {
+            ensure!(answers.is_clean(), "{} unanswered, {} of strangers", answers.unanswered(), answers.wrong_source);
+            for (sum, count) in share.iter_mut().zip(answers.of_backends(4)) {
+                *sum += count;
+            }
+        }
+    }
+    for share in shares {
+        let (most, least) = (share.iter().max().context("four")?, share.iter().min().context("four")?);
+        ensure!(most - least <= 1, "the cursor goes on: {shares:?}");
+    }
+    for (name, count) in &before {
+        ensure!(after.get(name) >= Some(count), "{name} was {count}, and is {:?}", after.get(name));
+    }
+    // 100 flows and 33 packets before, 33 of each without a controller.
+    let tickets: u64 = after.iter().filter(|(name, _)| name.ends_with("tickets")).map(|(_, count)| count).sum();
+    ensure!(tickets == 100 + 33 + 33 + 33, "{after:?}");
+    Ok(())
+}
+
+/// Everything that is counted, by the names of services and backends.
+fn counted(evenkeel: &Evenkeel) -> Result<BTreeMap<String, u64>> {
+    let listing = evenkeel.ls(&["--stats"])?;
+    let mut counted = BTreeMap::new();
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    for service in list(&listing["services"]) {
+        let name = service["name"].as_str().context("a name")?;
+        counted.insert(format!("{name} tickets"), service["tickets"].as_u64().context("tickets")?);
+        for backend in list(&service["backends"]) {
+            for what in ["choices", "packets_in", "bytes_in", "packets_out", "bytes_out"] {
+                let address = backend["address"].as_str().context("an address")?;
+                counted.insert(format!("{name} {address} {what}"), backend[what].as_u64().context("a number")?);
+            }
+        }
+    }
+    Ok(counted)
+}
+
+fn another_layout_is_refused() -> Result<()> {
+    let lab = Lab::up(Layout { backends: 2, ..Layout::default() })?;
+    let _servers = Bind::start_all(&lab)?;
+    let good = configuration(&lab);
+    let mut evenkeel = Evenkeel::start(&lab, &good)?;
+    evenkeel.stop()?;
+    all_answered(&lab)?;
+
+    let refusal = Evenkeel::start_refused(&lab, &format!("{good}[limits]\nflows = 3_000_000\n"), &[])?;
+    let sentence = "start with the old [limits], or remove the pins with `evenkeel detach` and start again (flows are \
+                    lost)";
+    ensure!(refusal.code == Some(1), "{refusal:?}");
+    let said = errors(&refusal.said);
+    ensure!(said.len() == 1 && said[0].starts_with("evenkeel: pinned map FLOWS has max_entries"), "{said:?}");
+    ensure!(said[0].ends_with(sentence), "{said:?}");
+    all_answered(&lab)?;
+
+    let settings = sys::Map::open(&lab.pins()?.join("evenkeel/SETTINGS"))?;
+    let key = 0_u32.to_ne_bytes();
+    let mut ours = vec![0; settings.value_bytes()];
+    ensure!(settings.lookup(&key, &mut ours)?);
+    let mut theirs = ours.clone();
+    theirs[..8].copy_from_slice(&99_u64.to_ne_bytes());
+    settings.update(&key, &theirs)?;
+    let refusal = Evenkeel::start_refused(&lab, &good, &[])?;
+    let said = errors(&refusal.said);
+    ensure!(refusal.code == Some(1) && said.len() == 1, "{refusal:?}");
+    ensure!(said[0].contains("holds map layout 99, this version reads layout 1; go back to"), "{said:?}");
+    all_answered(&lab)?;
+
+    settings.update(&key, &ours)?;
+    evenkeel.write(&good)?;
+    evenkeel.restart()?;
+    all_answered(&lab)
+}
+
+/// What a refused controller said, without the lines of its log.
+fn errors(said: &str) -> Vec<&str> {
+    said.lines().filter(|line| !line.contains(" INFO ") && !line.contains(" WARN ")).collect()
+}
+
+fn detach_takes_away_what_is_ours() -> Result<()> {
+    let lab = Lab::up(Layout::default())?;
+    let _servers = Bind::start_all(&lab)?;
+    let _engine = Engine::start(&lab)?;
+    let of_host = || -> Result<String> {
+        let commands = ["iptables-save", "ip6tables-save", "nft list ruleset", "ip rule", "ip route", "sysctl -a"];
+        let listed = commands.iter().map(|command| lab.balancer().sh(command)).collect::<Result<Vec<_>>>()?;
+        let all = listed.join("\n");
+        Ok(all.lines().filter(|line| is_setting(line)).map(|line| format!("{line}\n")).collect())
+    };
+    let before = of_host()?;
+    let mut evenkeel = Evenkeel::start(&lab, &configuration(&lab))?;
+    all_answered(&lab)?;
+    ensure!(programs(&lab)?.values().any(|count| *count > 0), "there is something to detach");
+    evenkeel.stop()?;
+    all_answered(&lab)?;
+    let said = evenkeel.detach()?;
+    ensure!(said.starts_with("removed ") && said.trim_end().ends_with("and the maps with all flows"), "{said}");
+    ensure!(programs(&lab)?.values().all(|count| *count == 0), "{:?}", programs(&lab)?);
+    ensure!(!lab.pins()?.join("evenkeel").exists(), "the pins are gone");
+    let qdiscs = lab.balancer().sh("tc qdisc show")?;
+    ensure!(!qdiscs.contains("clsact"), "{qdiscs}");
+    let after = of_host()?;
+    ensure!(before == after, "rules or settings are not as they were:\n{before}\n{after}");
+    ensure!(evenkeel.detach()? == "nothing was there\n", "a second time there is nothing to do");
+    // What the engine drops is dropped again: nothing of ours lets it pass.
+    let unbalanced = Ask::from_one_socket(FLOWS, 4).patience(Duration::from_millis(300));
+    ensure!(unbalanced.run(&lab.client().namespace)?.answered() == 0);
+    Ok(())
+}
+
+/// Whether a line of a listing is someone's setting, and no count or time.
+fn is_setting(line: &str) -> bool {
+    let counts = ["# ", ":", "net.netfilter.nf_conntrack_count", "fs.", "kernel.", "vm.", "dev.", "random", "user."];
+    !counts.iter().any(|start| line.starts_with(start)) && !line.contains("counter packets")
+}
+
+/// How many programs each device of the balancer has at its hooks.
+fn programs(lab: &Lab) -> Result<BTreeMap<String, usize>> {
+    let devices = [CLIENT_SIDE.to_owned()].into_iter().chain(lab.backend_side());
+    devices
+        .map(|device| {
+            let ifindex = lab.balancer().sh(&format!("ip -o link show {device}"))?;
+            let ifindex: u32 = ifindex.split(':').next().context("a number")?.parse()?;
+            let count = lab.balancer().enter(|| {
+                let directions = [Direction::Ingress, Direction::Egress].into_iter();
+                let counts = directions.map(|direction| Ok(sys::tcx_programs(ifindex, direction)?.len()));
+                Ok(counts.collect::<Result<Vec<_>>>()?.iter().sum::<usize>())
+            })?;
+            let filters = lab.balancer().sh(&format!("tc filter show dev {device} ingress"))?;
+            Ok((device, count + filters.matches("evenkeel").count()))
+        })
+        .collect()
+}
+
+fn not_root() -> Result<()> {
+    let lab = Lab::up(Layout { backends: 2, ..Layout::default() })?;
+    let _servers = Bind::start_all(&lab)?;
+    let evenkeel = Evenkeel::start(&lab, &configuration(&lab))?;
+    // A copy in the open: the build's folder may be closed to others.
+    let program = lab.directory("open")?.join("evenkeel");
+    fs::copy(find_program()?, &program)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let configuration = evenkeel.configuration();
+    let configuration = configuration.to_string_lossy();
+    let folders = evenkeel.folders();
+    for arguments in [&["run", "--config", &configuration][..], &["ls"], &["status"], &["detach"]] {
+        let mut command = lab.balancer().command("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program).args(arguments).args(&folders);
+        let ended = command.output()?;
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        ensure!(ended.status.code() == Some(1), "{arguments:?}: {ended:?}");
+        let expected = "evenkeel: programs can be loaded into the kernel by root only; run this with sudo, or with the \
+                        capabilities bpf, perfmon and net_admin\n";
+        ensure!(said == expected, "{arguments:?}: {said}");
+    }
+    // Whether a file is right can be asked by anyone.
+    let mut command = lab.balancer().command("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program).args(["check", &configuration]);
+    output(&mut command)?;
+    all_answered(&lab)
+}
+
+fn someone_elses_program() -> Result<()> {
+    let lab = Lab::up(Layout { backends: 2, ..Layout::default() })?;
+    let _servers = Bind::start_all(&lab)?;
+    let balancer = lab.balancer();
+    balancer.sh("tc qdisc add dev eth3 clsact")?;
+    // The classic program "return -1": go on as if there were none.
+    let theirs = ["filter", "add", "dev", CLIENT_SIDE, "ingress", "prio", "77", "bpf", "da", "bytecode"];
+    balancer.run("tc", &[&theirs[..], &["1,6 0 0 4294967295"]].concat())?;
+    let mut evenkeel = Evenkeel::start(&lab, &configuration(&lab))?;
+    let hooks = evenkeel.status()?["hooks"].clone();
+    let shown = "clsact program bpf on eth3";
+    ensure!(hooks.to_string().contains(shown), "{hooks}");
+    let said = String::from_utf8(evenkeel.ask(&["status"])?.stdout)?;
+    ensure!(said.contains(shown), "{said}");
+    all_answered(&lab)?;
+    evenkeel.stop()?;
+    evenkeel.detach()?;
+    let filters = balancer.sh("tc filter show dev eth3 ingress")?;
+    ensure!(filters.contains("pref 77 bpf"), "theirs is still there: {filters}");
+    Ok(())
+}
+
+/// The three services, every backend with the same weight.
+fn configuration(lab: &Lab) -> String {
+    let weights: Vec<(usize, u32)> = (0..lab.backends().len()).map(|backend| (backend, 1)).collect();
+    crowd::configuration(lab, &weights)
+}
+
+/// Both UDP services answer.
+fn all_answered(lab: &Lab) -> Result<()> {
+    for frontend in [FLOWS, PACKETS] {
+        let answers = Ask::from_one_socket(frontend, 50).run(&lab.client().namespace)?;
+        ensure!(answers.is_clean(), "{frontend}: {} unanswered, {} of strangers", answers.unanswered(), answers.wrong_source);
+    }
+    Ok(())
+}
