@@ -5,13 +5,13 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod service;
+pub mod selector;
 pub mod backend;
 pub mod flow;
+pub mod reply;
 pub mod fragment;
 pub mod hash;
-pub mod limits;
 pub mod reason;
-pub mod reply;
-pub mod selector;
-pub mod service;
 pub mod stats;
+pub mod limits;

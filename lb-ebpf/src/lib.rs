@@ -8,16 +8,16 @@
     expect(internal_features, reason = "BPF has no stable atomics")
 )]
 
-pub mod atomic;
-pub mod flow;
-pub mod fragment;
-pub mod kernel;
-pub mod lookup;
-pub mod packet;
-pub mod parse;
 pub mod pipeline;
-pub mod reply;
+pub mod packet;
+pub mod kernel;
+pub mod parse;
+pub mod wire;
+pub mod lookup;
+pub mod flow;
 pub mod select;
+pub mod reply;
+pub mod fragment;
+pub mod atomic;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
-pub mod wire;

@@ -5,14 +5,14 @@
 //! `dataplane` applies them. `network` sees what the host looks like and chooses the way to each backend; `reconcile`
 //! is the story that calls all of these in order; `state` and `cli` tell of it.
 
-pub mod capacity;
 pub mod cli;
-pub mod dataplane;
-pub mod model;
-pub mod network;
-pub mod plan;
 pub mod reconcile;
-pub mod selector;
-pub mod settings;
 pub mod source;
+pub mod model;
+pub mod selector;
+pub mod plan;
+pub mod dataplane;
+pub mod network;
+pub mod settings;
+pub mod capacity;
 pub mod state;

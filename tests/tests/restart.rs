@@ -152,8 +152,9 @@ fn another_layout_is_refused() -> Result<()> {
     all_answered(&lab)?;
 
     settings.update(&key, &ours)?;
-    evenkeel.write(&good)?;
-    evenkeel.restart()?;
+    let evenkeel = Evenkeel::start(&lab, &good)?;
+    let opening = evenkeel.status()?["opening"].clone();
+    ensure!(opening == "adopted from an earlier controller", "{opening}");
     all_answered(&lab)
 }
 

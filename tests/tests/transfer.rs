@@ -32,6 +32,11 @@ fn main() -> ExitCode {
 const OFFLOADS: [Offloads; 4] =
     [Offloads::Untouched, Offloads::FinishedByBalancer, Offloads::FinishedByHosts, Offloads::Off];
 
+/// Who finishes a checksum does not depend on the MTU: it is varied at one of them.
+fn offloads(mtu: u32) -> &'static [Offloads] {
+    if mtu == 1500 { &OFFLOADS } else { &[Offloads::Untouched, Offloads::Off] }
+}
+
 /// The ways that there are to backends so reached, without one for which another reach says the same.
 fn ways(reach: Reach) -> &'static [&'static str] {
     match reach {
@@ -43,8 +48,8 @@ fn ways(reach: Reach) -> &'static [&'static str] {
 
 fn by_each_way(reach: Reach, mtu: u32) -> Result<()> {
     let mut stage = Stage::set(Layout { reach, mtu, backends: 2, ..Layout::default() }, ways(reach)[0])?;
-    for offloads in OFFLOADS {
-        stage.lab.set_offloads(offloads)?;
+    for offloads in offloads(mtu) {
+        stage.lab.set_offloads(*offloads)?;
         for way in ways(reach) {
             stage.go_by(way)?;
             stage.transfer_over_both_families().with_context(|| format!("{way}, offloads {offloads:?}"))?;

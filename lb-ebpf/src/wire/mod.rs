@@ -5,9 +5,9 @@
 use lb_common::addr::{Addr, Protocol};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
-pub mod checksum;
 pub mod ipv4;
 pub mod ipv6;
+pub mod checksum;
 
 pub use ipv4::Ipv4;
 pub use ipv6::Ipv6;

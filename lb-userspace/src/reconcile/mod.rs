@@ -1,5 +1,5 @@
 //! The controller's story: wait, decide, plan, apply, report. What to bring about is decided in [`target`], what there is
-//! to wait for is in [`events`]; this file keeps the order.
+//! to wait for is in `events`; this file keeps the order.
 //!
 //! Maps are written before clients are let in, and replies are taken before packets bypass the stack. Whatever fails
 //! while running leaves what was in force.

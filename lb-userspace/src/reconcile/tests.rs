@@ -228,13 +228,8 @@ fn what_was_running_is_brought_back_after_a_reload_that_failed_half_way() {
 #[test]
 fn what_is_odd_about_a_configuration_is_shown_as_long_as_it_is_in_force() {
     let (mut world, _folder) = world(empty(), &[]);
-    let complaint = file::Complaint {
-        file: "evenkeel.toml".into(),
-        line: 1,
-        column: 2,
-        service: None,
-        message: "odd".into(),
-    };
+    let complaint =
+        file::Complaint { file: "evenkeel.toml".into(), line: 1, column: 2, service: None, message: "odd".into() };
     let odd = Loaded { warnings: vec![complaint], ..loaded(&["10.0.0.2"]) };
     world.begin(odd, &lab()).expect("a good start");
     let mut view = lab();

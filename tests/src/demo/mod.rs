@@ -152,7 +152,8 @@ impl Stage {
         let built = format!("({:.1} s)", start.elapsed().as_secs_f64());
         println!(
             "A client, a balancer with eth3 ({}) and eth3:1 ({}), four BIND 9 servers b1 to b4 behind its bridge. {}\n\
-             Everyone asks b1 to b4 for their names: from one socket, and from a socket for each query.\n",
+             The client asks for the server's name: from one socket, and from a socket for each query.\n\
+             Where the choice is per flow, one socket is one choice; deviation is that of the farthest from its share.\n",
             FRONTENDS[0],
             FRONTENDS[2],
             paint.dim(&built)
