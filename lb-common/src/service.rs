@@ -114,7 +114,7 @@ impl ServiceWord {
 pub struct Policy {
     /// How a ticket becomes a slot: a value of [`Index`].
     pub index: u32,
-    /// Bits of [`Policy::PER_PACKET`].
+    /// Bits of [`Policy::PER_PACKET`] and [`Policy::MIXED`].
     pub flags: u32,
     /// Which large value of `SLOTS` the run lies in.
     pub slots_chunk: u32,
@@ -132,10 +132,20 @@ impl Policy {
     /// Each packet is a new choice and no flow is kept. UDP services only.
     pub const PER_PACKET: u32 = 1;
 
+    /// An endpoint of the service had the other schedule lately, so that the other schedule's table may know the same
+    /// client there for another frontend. Each choice looks there too.
+    pub const MIXED: u32 = 2;
+
     /// How a ticket becomes a slot; `None` where the record holds no known value.
     #[inline(always)]
     pub const fn index(&self) -> Option<Index> {
         Index::from_word(self.index)
+    }
+
+    /// Whether the other schedule's table is looked into as well.
+    #[inline(always)]
+    pub const fn is_mixed(&self) -> bool {
+        self.flags & Self::MIXED != 0
     }
 
     /// Whether each packet is a new choice.

@@ -211,3 +211,6 @@ fn parse_transport(packet: &impl Packet, parsed: Parsed, offset: usize) -> Resul
         ..parsed
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,7 @@ use lb_common::{
     flow::Client,
     fragment::FragmentRecord,
     reason::Reason,
+    selector::Slot,
     service::{Frontend, FrontendId, Policy, SocketKey},
     stats::{ServiceStats, Traffic},
 };
@@ -121,7 +122,10 @@ pub fn begin_flow<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Par
     let begun = flow::begin(kernel, sender(parsed), frontend.frontend, first, &chooser)?;
     let (drawn, result) = match begun {
         Begun::Known(backend) => (ServiceStats::default(), Ok((backend, 0))),
-        Begun::Made { backend, is_diverted } => (ticket(is_diverted as u64, 0, 0), Ok((backend, 1))),
+        Begun::Made { backend, is_diverted } => match refuse_mixed(kernel, parsed, &frontend, policy, backend) {
+            Ok(()) => (ticket(is_diverted as u64, 0, 0), Ok((backend, 1))),
+            Err(reason) => (ticket(0, 1, 0), Err(reason)),
+        },
         Begun::Unmatched => (ticket(0, 0, 1), Err(Reason::NoRuleMatched)),
         Begun::Clash => (ticket(0, 1, 0), Err(Reason::Clash)),
     };
@@ -148,6 +152,10 @@ pub fn query<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed) 
     while tries < TRIES.get() {
         tries += 1;
         let slot = chooser.slot(position, clashes);
+        if policy.is_mixed() && has_flow_of_another(kernel, parsed, &frontend, slot) {
+            clashes += 1;
+            continue;
+        }
         let refused = match reply::ask(kernel, sender(parsed), slot.endpoint, frontend.frontend) {
             Asked::Noted => {
                 kernel.count_service(frontend.service, &ticket((clashes > 0) as u64, 0, 0));
@@ -166,6 +174,37 @@ pub fn query<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed) 
     }
     kernel.count_service(frontend.service, &ticket(0, 1, 0));
     Err(if clashes > 0 { Reason::Clash } else { Reason::Contention })
+}
+
+/// Takes a new flow back, if its backend has still to answer a query of this client and port for another frontend: the
+/// answer would be taken for one of the flow's.
+#[inline(always)]
+fn refuse_mixed<K: Kernel>(
+    kernel: &K,
+    parsed: &Parsed,
+    frontend: &Frontend,
+    policy: &Policy,
+    backend: BackendId,
+) -> Result<(), Reason> {
+    if !policy.is_mixed() || parsed.protocol != Protocol::UDP {
+        return Ok(());
+    }
+    let endpoint = kernel.backend(backend).ok_or(Reason::Inconsistent)?.endpoint;
+    if !reply::is_asked_by_another(kernel, sender(parsed), endpoint, frontend.frontend).ok_or(Reason::Inconsistent)? {
+        return Ok(());
+    }
+    if let Some(found) = flow::find_by_frontend(kernel, sender(parsed), frontend.frontend) {
+        found.evict(kernel);
+    }
+    Err(Reason::Clash)
+}
+
+/// Whether a backend still knows this client and port by a flow of another frontend, for which its answer to a query
+/// would be taken.
+#[inline(always)]
+fn has_flow_of_another<K: Kernel>(kernel: &K, parsed: &Parsed, frontend: &Frontend, slot: Slot) -> bool {
+    flow::find_by_endpoint(kernel, sender(parsed), slot.endpoint)
+        .is_some_and(|found| found.frontend != frontend.frontend)
 }
 
 /// A packet that may come from a backend.
@@ -345,3 +384,6 @@ fn receiver(parsed: &Parsed) -> Client {
 fn ip_bytes(packet: &impl Packet) -> u64 {
     (packet.length() - Ethernet::LENGTH) as u64
 }
+
+#[cfg(test)]
+mod tests;

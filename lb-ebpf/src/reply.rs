@@ -70,6 +70,20 @@ pub fn ask(kernel: &impl Kernel, client: Client, endpoint: EndpointId, frontend:
     Asked::Noted
 }
 
+/// Whether `client` lately asked `endpoint` through another frontend than this.
+#[inline(always)]
+pub fn is_asked_by_another(
+    kernel: &impl Kernel,
+    client: Client,
+    endpoint: EndpointId,
+    frontend: FrontendId,
+) -> Option<bool> {
+    let place = reply_place(kernel.secret(), kernel.reply_mask(), client, endpoint);
+    let (first, second) = (kernel.reply_bucket(place.first)?, kernel.reply_bucket(place.second)?);
+    let is_another = |word: ReplyWord| word.frontend() != frontend;
+    Some(find_awaited(kernel, first, second, place.check, kernel.now(), is_another).is_some())
+}
+
 /// Through which frontend `client` asked `endpoint`, if it did lately.
 #[inline(always)]
 pub fn answer(kernel: &impl Kernel, client: Client, endpoint: EndpointId) -> Option<FrontendId> {

@@ -28,6 +28,9 @@ use crate::{
     wire::{DESTINATION_PORT_OFFSET, IpHeader, Ipv4, Ipv6, SOURCE_PORT_OFFSET, checksum::Sum, checksum_offset},
 };
 
+#[cfg(test)]
+pub(crate) mod datagram;
+
 /// Ticks in a second at 250 Hz, rounded to whole ones.
 pub const TICKS_PER_SECOND: u32 = 4;
 

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use lb_common::{
     addr::Protocol,
     backend::{BackendState, Way},
@@ -13,7 +13,7 @@ use lb_userspace::{
     capacity::Capacity,
     dataplane::bpf::Program,
     model::{draft::Host, resolve::resolve},
-    plan::{Plan, plan, tables::Tables},
+    plan::{Plan, plan},
     settings::Limits,
     source::file,
 };
@@ -39,6 +39,7 @@ pub struct Case {
 enum Step {
     Packet { at: Program, bytes: Vec<u8>, expected: Outcome },
     State { backend: IpAddr, state: BackendState },
+    Reload { configuration: String },
 }
 
 /// What becomes of a packet.
@@ -72,9 +73,7 @@ impl Case {
 
     /// With this service, in the file's language.
     pub fn given(mut self, service: &str) -> Self {
-        self.configuration.push_str("[[service]]\n");
-        self.configuration.push_str(service);
-        self.configuration.push('\n');
+        self.configuration.push_str(&written(service));
         self
     }
 
@@ -114,15 +113,26 @@ impl Case {
         self
     }
 
+    /// From here on with this service instead.
+    pub fn then_given(mut self, service: &str) -> Self {
+        self.steps.push(Step::Reload { configuration: written(service) });
+        self
+    }
+
     /// Runs the case.
     ///
     /// # Errors
     /// When a step comes to something else than it should.
     pub fn run(&self, machine: &mut impl Machine) -> Result<()> {
-        machine.program(&self.plan()?)?;
+        let mut plan = planned(&self.configuration, self.way, &Plan::default())?;
+        machine.program(&plan)?;
         for (number, step) in self.steps.iter().enumerate() {
             match step {
                 Step::State { backend, state } => machine.set_state(*backend, *state)?,
+                Step::Reload { configuration } => {
+                    plan = planned(configuration, self.way, &plan)?;
+                    machine.program(&plan)?;
+                }
                 Step::Packet { at, bytes, expected } => {
                     let outcome = machine.run(*at, bytes)?;
                     if outcome != *expected {
@@ -132,14 +142,6 @@ impl Case {
             }
         }
         Ok(())
-    }
-
-    /// The tables its configuration makes, cursors at 0.
-    ///
-    /// # Errors
-    /// When the configuration has a fault.
-    pub fn plan(&self) -> Result<Plan> {
-        planned(&self.configuration, self.way).with_context(|| format!("case {:?}", self.name))
     }
 }
 
@@ -151,16 +153,20 @@ pub fn capacity() -> Capacity {
     Capacity::from(&Limits { flows: 4096, replies: 4096, services: 64, backends: 256, ..Limits::default() })
 }
 
-/// The tables of a configuration, its backends reached by `way`, cursors at 0.
+fn written(service: &str) -> String {
+    format!("[[service]]\n{service}\n")
+}
+
+/// The tables of a configuration after those of another, its backends reached by `way`, new cursors at 0.
 ///
 /// # Errors
 /// When the configuration has a fault.
-pub fn planned(configuration: &str, way: Way) -> Result<Plan> {
+pub fn planned(configuration: &str, way: Way, before: &Plan) -> Result<Plan> {
     let loaded = file::parse("case.toml", configuration, &Host { cpus: 1, interfaces: None })?;
     let compiled = resolve(&loaded.desired, &BTreeMap::new());
     let backends = compiled.services.values().flat_map(|service| service.choice.backends());
     let ways = backends.map(|key| (key.address.to_ip(), way)).collect();
-    let mut plan = plan(&compiled, &ways, &Tables::default(), &BTreeMap::new(), None, &capacity(), 0);
+    let mut plan = plan(&compiled, &ways, &before.tables, &before.services, None, &capacity(), 0);
     if let Some(rejected) = plan.rejected.first() {
         bail!("{rejected}");
     }
@@ -201,7 +207,7 @@ impl Expectation {
 
 /// Where a case runs.
 pub trait Machine {
-    /// Fills the maps, which are empty.
+    /// Makes the maps what is planned.
     ///
     /// # Errors
     /// When they cannot be filled.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use lb_common::addr::Protocol;
-use lb_userspace::dataplane::bpf::Program;
+use lb_userspace::{dataplane::bpf::Program, plan::Plan};
 use testbed::{
     cases::{DEFAULT_WAY, Machine, host::Host, kernel, planned},
     harness::{Needs, run, trial},
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
 }
 
 fn agree(services: &str) -> Result<()> {
-    let plan = planned(services, DEFAULT_WAY)?;
+    let plan = planned(services, DEFAULT_WAY, &Plan::default())?;
     for seed in 1..=(PACKETS / RUN / SERVICES.len()) as u64 {
         let (mut host, mut kernel) = (Host::default(), kernel::Kernel::new()?);
         host.program(&plan)?;

@@ -301,10 +301,30 @@ impl Stage {
         let answers = ask.cpus(cpus).run(&self.lab.clients()[client as usize].namespace)?;
         let counted = self.count(family, "udp")?.since(&before);
         let (unanswered, wrong) = (answers.unanswered(), answers.wrong_source);
+        if !answers.is_clean() {
+            // DEBUG
+            let text = format!(
+                "{what}\n{}\n{}\n{}\n{}",
+                self.evenkeel.status()?,
+                self.evenkeel.ls(&[])?,
+                self.evenkeel.log()?,
+                self.lab.balancer().sh("ip neigh")?
+            ); // DEBUG
+            std::fs::write("/tmp/sa-fail.txt", text)?; // DEBUG
+            let again = Ask::from_one_socket(server, 40).run(&self.lab.clients()[client as usize].namespace)?; // DEBUG
+            eprintln!("again: {} wrong {:?}", again.wrong_source, again.counts()); // DEBUG
+            if std::env::var_os("SA_HOLD").is_some() {
+                std::thread::sleep(std::time::Duration::from_secs(600));
+            } // DEBUG
+        } // DEBUG
         ensure!(answers.is_clean(), "{what}: {unanswered} unanswered, {wrong} from a wrong source: {answers:?}");
         let answered: Vec<_> = answers.of_backends(BACKENDS).into_iter().map(|count| count as u64).collect();
         counted.drew(count).context(what.clone())?;
-        ensure!(counted.choices == answered, "{what}: the kernel chose {:?}, the client saw {answered:?}", counted.choices);
+        ensure!(
+            counted.choices == answered,
+            "{what}: the kernel chose {:?}, the client saw {answered:?}",
+            counted.choices
+        );
         ensure!(counted.arrivals == answered, "{what}: {:?} arrived of {answered:?}", counted.arrivals);
         Ok((answered, answers))
     }
@@ -401,7 +421,8 @@ struct Count {
 
 impl Count {
     fn since(&self, before: &Self) -> Self {
-        let minus = |after: &[u64], before: &[u64]| after.iter().zip(before).map(|(after, before)| after - before).collect();
+        let minus =
+            |after: &[u64], before: &[u64]| after.iter().zip(before).map(|(after, before)| after - before).collect();
         Self {
             service: self.service,
             tickets: self.tickets - before.tickets,

@@ -56,7 +56,11 @@ fn lists() -> [(&'static str, Vec<Nth>, Period); 10] {
         ("eight of every 10, from the last on", rules(&mut (0..8).map(|rule| (10, 9 - rule))), Period::Long),
         ("eight primes", rules(&mut primes.into_iter().map(|every| (every, every / 2))), Period::Long),
         ("sixteen from every 16 on", rules(&mut (0..16).map(|rule| (16 + rule, rule))), Period::Long),
-        ("thirty-two from every 33 on", rules(&mut (0..32).map(|rule| (33 + rule, 7 * rule % (33 + rule)))), Period::Long),
+        (
+            "thirty-two from every 33 on",
+            rules(&mut (0..32).map(|rule| (33 + rule, 7 * rule % (33 + rule)))),
+            Period::Long,
+        ),
         (
             "thirty-one of every 64 and the rest",
             rules(&mut (0..31).map(|rule| (64, 63 - 2 * rule)).chain([(1, 0)])),
@@ -120,11 +124,8 @@ fn period(rules: &[Nth]) -> u128 {
         let rounds = every / gcd(every, reaching);
         period *= rounds;
         reaching = reaching * rounds / every * (every - 1);
-        if reaching == 0 {
-            break;
-        }
-        // Only what the rules have in common with them counts of both.
-        if period > u128::from(u64::MAX) {
+        // Nothing reaches what follows, or it is long enough as it is.
+        if reaching == 0 || period > u128::from(u64::MAX) {
             break;
         }
     }
@@ -139,9 +140,9 @@ fn gcd(a: u128, b: u128) -> u128 {
 fn million_choices() -> Result<()> {
     for (name, rules, _) in lists() {
         let slot = |backend: usize| Slot { backend: BackendId(backend as u32 + 1), endpoint: EndpointId(1) };
-        let words = rules.iter().flat_map(|rule| {
-            NthRule { every: rule.every, packet: rule.packet, slot: slot(rule.backend) }.to_words()
-        });
+        let words = rules
+            .iter()
+            .flat_map(|rule| NthRule { every: rule.every, packet: rule.packet, slot: slot(rule.backend) }.to_words());
         let maps = Maps::new(1, 1);
         maps.write_slots(0, &words.collect::<Vec<_>>());
         let policy = Policy {
@@ -273,7 +274,8 @@ impl Stage {
             }
             reference.stop()?;
         }
-        let evenkeel = Evenkeel::start(&lab, &configuration(&lab, 0, &statistic::cascade(4), Family::V4, Schedule::PerFlow))?;
+        let evenkeel =
+            Evenkeel::start(&lab, &configuration(&lab, 0, &statistic::cascade(4), Family::V4, Schedule::PerFlow))?;
         Ok(Self { evenkeel, iptables, _servers: servers, lab, ports: Ports::default(), services: 0 })
     }
 
@@ -312,7 +314,8 @@ impl Stage {
     fn counted(&self, family: Family) -> Result<Counted> {
         let listing = self.evenkeel.ls(&["--stats"])?;
         let key = format!("{}/udp", frontend(family));
-        let has_it = |service: &&Value| service["frontends"].as_array().is_some_and(|keys| keys.contains(&key.as_str().into()));
+        let has_it =
+            |service: &&Value| service["frontends"].as_array().is_some_and(|keys| keys.contains(&key.as_str().into()));
         let services = listing["services"].as_array().context("a listing of services")?;
         let service = services.iter().find(has_it).with_context(|| format!("no service has {key}: {listing}"))?;
         let number = |name: &str| service[name].as_u64().with_context(|| format!("no {name} in {service}"));
@@ -355,7 +358,7 @@ fn configuration(lab: &Lab, service: usize, rules: &[Nth], family: Family, sched
     };
     let address = frontend(family).ip();
     format!(
-        "[[service]]\nname = \"rules {service}\"\n\
+        "[[service]]\nname = \"rules-{service}\"\n\
          listen = [{{ address = \"{address}\", port = 53, protocols = [\"udp\"] }}]\n\
          selector = \"nth\"\nschedule = \"{schedule}\"\nrules = [{}]\n",
         rules.collect::<Vec<_>>().join(", ")

@@ -1,13 +1,6 @@
 //! The controller dies, comes back, goes, is refused: packets flow on the last good state all the while.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    process::ExitCode,
-    thread,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, process::ExitCode, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_userspace::dataplane::{attach::Direction, sys};
@@ -278,7 +271,12 @@ fn configuration(lab: &Lab) -> String {
 fn all_answered(lab: &Lab) -> Result<()> {
     for frontend in [FLOWS, PACKETS] {
         let answers = Ask::from_one_socket(frontend, 50).run(&lab.client().namespace)?;
-        ensure!(answers.is_clean(), "{frontend}: {} unanswered, {} of strangers", answers.unanswered(), answers.wrong_source);
+        ensure!(
+            answers.is_clean(),
+            "{frontend}: {} unanswered, {} of strangers",
+            answers.unanswered(),
+            answers.wrong_source
+        );
     }
     Ok(())
 }

@@ -1,13 +1,14 @@
 //! `cargo xtask mutants`: breaks the code on purpose, one small patch at a time, and asks that a named test notices.
 //!
-//! A patch lies in `tests/mutants/NAME.patch`. Its first line says who has to notice:
-//! `Caught by: PACKAGE TARGET TEST`, where the target is `lib` or a test file's name, and the test's name is whole.
-//! All this happens in a copy of the working tree, so that an interrupted run leaves the tree as it was.
+//! A patch lies in `tests/mutants/NAME.patch`. Its first line says in words what it breaks, the second who has to
+//! notice: `Caught by: PACKAGE TARGET TEST`, where the target is `lib` or a test file's name, and the test's name is
+//! whole. All this happens in a copy of the working tree, so that an interrupted run leaves the tree as it was.
 
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
+    time::{Instant, SystemTime},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -35,15 +36,26 @@ pub(crate) struct Arguments {
 struct Mutant {
     name: String,
     patch: PathBuf,
+    /// What it breaks, in words.
+    breaks: String,
     test: Test,
+    /// The files it changes, from the workspace's root.
+    files: Vec<PathBuf>,
 }
 
 /// A test by its whole name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Test {
     package: String,
     target: String,
     name: String,
+}
+
+impl Test {
+    /// Whether one build makes both.
+    fn is_built_with(&self, other: &Test) -> bool {
+        (&self.package, &self.target) == (&other.package, &other.target)
+    }
 }
 
 /// What came of a mutant.
@@ -68,28 +80,37 @@ impl fmt::Display for Outcome {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let asked = |mutant: &Mutant| arguments.name.as_ref().is_none_or(|name| mutant.name.contains(name));
-    let mutants: Vec<Mutant> = mutants()?.into_iter().filter(asked).collect();
+    let all = mutants()?;
+    let mutants: Vec<&Mutant> = all.iter().filter(|mutant| asked(mutant)).collect();
     ensure!(!mutants.is_empty(), "no patch in {} has that name", folder().display());
     setup::ready(&[Need::Bpf])?;
     if machine::is_root() {
         setup::ready(&[Need::Lab])?;
     }
+    let begin = Instant::now();
     let copy = Copy::make(&folders::target().join("mutants"))?;
+    copy.renew(&all)?;
     // All of them before the first mutant, so that each of these costs one build and not two.
-    for mutant in &mutants {
-        copy.try_without(mutant)?;
+    for of_target in mutants.chunk_by(|a, b| a.test.is_built_with(&b.test)) {
+        let Test { package, target, .. } = &of_target[0].test;
+        println!("without any mutant  {package} {target}");
+        copy.try_without(of_target)?;
     }
     let mut caught = 0;
     for (number, mutant) in mutants.iter().enumerate() {
+        let since = Instant::now();
         let outcome = copy.try_out(mutant)?;
-        println!("{:>3} of {}  {}: {outcome}", number + 1, mutants.len(), mutant.name);
+        let seconds = since.elapsed().as_secs();
+        println!("{:>3} of {}  {}: {outcome} ({seconds} s)", number + 1, mutants.len(), mutant.name);
         if outcome == Outcome::Caught {
             caught += 1;
         } else {
-            println!("           by {} {} {}", mutant.test.package, mutant.test.target, mutant.test.name);
+            println!("           {}", mutant.breaks);
+            println!("           not caught by {} {} {}", mutant.test.package, mutant.test.target, mutant.test.name);
         }
     }
-    println!("{caught} caught, {} not", mutants.len() - caught);
+    let seconds = begin.elapsed().as_secs();
+    println!("{caught} caught, {} not, in {} min {} s", mutants.len() - caught, seconds / 60, seconds % 60);
     Ok(if caught == mutants.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -108,16 +129,25 @@ fn mutants() -> Result<Vec<Mutant>> {
         }
         let text = fs::read_to_string(&patch).with_context(|| format!("{} cannot be read", patch.display()))?;
         let name = patch.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        let test = caught_by(&text).with_context(|| format!("{name}.patch does not say which test catches it"))?;
-        mutants.push(Mutant { name, patch, test });
+        let (breaks, test) = head(&text)
+            .with_context(|| format!("{name}.patch does not say what it breaks and which test catches it"))?;
+        mutants.push(Mutant { name, patch, breaks, test, files: changed(&text) });
     }
-    mutants.sort_by(|a, b| a.name.cmp(&b.name));
+    // By what has to be built: little of it changes from one mutant to the next then.
+    let order = |mutant: &Mutant| (mutant.test.package.clone(), mutant.test.target.clone(), mutant.name.clone());
+    mutants.sort_by_key(order);
     Ok(mutants)
 }
 
-fn caught_by(patch: &str) -> Option<Test> {
-    let mut words = patch.lines().next()?.strip_prefix("Caught by: ")?.splitn(3, ' ').map(str::to_owned);
-    Some(Test { package: words.next()?, target: words.next()?, name: words.next()? })
+fn head(patch: &str) -> Option<(String, Test)> {
+    let mut lines = patch.lines();
+    let breaks = lines.next().filter(|line| !line.is_empty() && !line.starts_with("--- "))?.to_owned();
+    let mut words = lines.next()?.strip_prefix("Caught by: ")?.splitn(3, ' ').map(str::to_owned);
+    Some((breaks, Test { package: words.next()?, target: words.next()?, name: words.next()? }))
+}
+
+fn changed(patch: &str) -> Vec<PathBuf> {
+    patch.lines().filter_map(|line| line.strip_prefix("+++ b/")).map(PathBuf::from).collect()
 }
 
 /// A copy of the working tree, to be broken.
@@ -140,28 +170,52 @@ impl Copy {
         Ok(Copy { source, build: folder.join("build"), linker: bpf::find()?.linker })
     }
 
-    /// Tries the test on the code as it is.
-    fn try_without(&self, mutant: &Mutant) -> Result<()> {
-        let Test { package, target, name } = &mutant.test;
-        match self.run(&mutant.test)? {
-            Outcome::Survived => Ok(()),
-            Outcome::Caught => bail!("{name}, which is to catch {}, fails without it", mutant.name),
-            Outcome::NoSuchTest => bail!("{package} {target} has no test {name}, or skips it"),
-            Outcome::DoesNotBuild => bail!("{package} {target} does not build"),
+    /// Makes the files that mutants change new: the build folder may hold what an earlier run built of a mutant, which
+    /// is younger than the file that was copied with its time.
+    fn renew(&self, mutants: &[Mutant]) -> Result<()> {
+        for file in mutants.iter().flat_map(|mutant| &mutant.files) {
+            let path = self.source.join(file);
+            fs::File::options()
+                .append(true)
+                .open(&path)
+                .and_then(|file| file.set_modified(SystemTime::now()))
+                .with_context(|| format!("{} cannot be made new", path.display()))?;
         }
+        Ok(())
+    }
+
+    /// Tries the tests of these mutants, all of one target, on the code as it is.
+    fn try_without(&self, mutants: &[&Mutant]) -> Result<()> {
+        let mut tests: Vec<&Test> = mutants.iter().map(|mutant| &mutant.test).collect();
+        tests.sort_unstable();
+        tests.dedup();
+        // The harness of the others takes one name only.
+        let at_once = if tests[0].target == "lib" { tests.len() } else { 1 };
+        for tests in tests.chunks(at_once) {
+            let Test { package, target, name } = tests[0];
+            let names = tests.iter().map(|test| test.name.as_str()).collect::<Vec<_>>().join(", ");
+            match self.run(tests)? {
+                Outcome::Survived => {}
+                Outcome::Caught => bail!("{package} {target}: without a mutant fails one of {names}"),
+                Outcome::NoSuchTest => bail!("{package} {target} lacks or skips one of {names}"),
+                Outcome::DoesNotBuild => bail!("{package} {target} does not build for {name}"),
+            }
+        }
+        Ok(())
     }
 
     /// Tries the test on the mutant.
     fn try_out(&self, mutant: &Mutant) -> Result<Outcome> {
         self.apply(&mutant.patch, None)?;
-        let outcome = self.run(&mutant.test);
+        let outcome = self.run(&[&mutant.test]);
         self.apply(&mutant.patch, Some("--reverse"))?;
         outcome
     }
 
     fn apply(&self, patch: &Path, how: Option<&str>) -> Result<()> {
         let mut command = Command::new("git");
-        command.arg("apply").args(how).arg(patch).current_dir(&self.source);
+        // What stands around the change may have been edited since.
+        command.args(["apply", "--recount", "-C1"]).args(how).arg(patch).current_dir(&self.source);
         // The copy lies in the build folder, which the repository around it ignores: git would skip every file.
         command.env("GIT_CEILING_DIRECTORIES", self.build.parent().unwrap_or(&self.build));
         let output = command.output().context("git cannot be run")?;
@@ -170,19 +224,22 @@ impl Copy {
         Ok(())
     }
 
-    fn run(&self, test: &Test) -> Result<Outcome> {
+    /// Runs tests of one target.
+    fn run(&self, tests: &[&Test]) -> Result<Outcome> {
+        let Test { package, target, .. } = tests[0];
         let mut command = setup::cargo();
-        command.args(["test", "--package", &test.package]);
-        if test.target == "lib" {
+        command.args(["test", "--package", package]);
+        if target == "lib" {
             command.arg("--lib");
         } else {
-            command.args(["--test", &test.target]);
+            command.args(["--test", target]);
         }
-        command.args(["--", "--exact", &test.name]).current_dir(&self.source).stderr(Stdio::null());
-        command.env("CARGO_TARGET_DIR", &self.build).env(linker::EXPLICIT, &self.linker);
         let mut seen = Seen::default();
+        let names = tests.iter().map(|test| &test.name);
+        command.args(["--", "--exact"]).args(names).current_dir(&self.source).stderr(Stdio::null());
+        command.env("CARGO_TARGET_DIR", &self.build).env(linker::EXPLICIT, &self.linker);
         let status = for_each_line(&mut command, |line| seen.line(line))?;
-        Ok(seen.outcome(status.success()))
+        Ok(seen.outcome(status.success(), tests.len()))
     }
 }
 
@@ -191,7 +248,7 @@ const COPY: &str = r#"
 git ls-files --cached --others --exclude-standard -z | xargs -0 sh -c 'cp -p --parents "$@" "$0"' "$1"
 "#;
 
-/// What a test binary that runs one test has said so far.
+/// What a test binary that runs the tests asked for has said so far.
 #[derive(Debug, Default)]
 struct Seen {
     began: bool,
@@ -200,16 +257,16 @@ struct Seen {
 
 impl Seen {
     fn line(&mut self, line: &str) {
-        self.began |= line.trim() == "running 1 test";
+        self.began |= line.starts_with("running ") && line.trim() != "running 0 tests";
         if let Some(counts) = results::result(line) {
             *self.counts.get_or_insert_default() += counts;
         }
     }
 
-    fn outcome(&self, succeeded: bool) -> Outcome {
+    fn outcome(&self, succeeded: bool, asked: usize) -> Outcome {
         match self.counts {
             Some(counts) if counts.failed > 0 => Outcome::Caught,
-            Some(counts) if counts.passed > 0 && succeeded => Outcome::Survived,
+            Some(counts) if counts.passed == asked as u64 && succeeded => Outcome::Survived,
             // It began and died before it could say so: a panic while panicking, or a signal.
             None if self.began => Outcome::Caught,
             Some(_) => Outcome::NoSuchTest,
@@ -225,21 +282,21 @@ mod tests {
     fn check(lines: &[&str], succeeded: bool, expected: Outcome) {
         let mut seen = Seen::default();
         lines.iter().for_each(|line| seen.line(line));
-        assert_eq!(seen.outcome(succeeded), expected, "{lines:?}");
+        assert_eq!(seen.outcome(succeeded, 1), expected, "{lines:?}");
     }
 
     #[test]
-    fn a_patch_names_its_test_even_with_spaces() {
-        let patch = "Caught by: testbed cases tcp over v6 is translated\n--- a/x\n+++ b/x\n";
-        let expected =
-            Test { package: "testbed".into(), target: "cases".into(), name: "tcp over v6 is translated".into() };
-        assert_eq!(caught_by(patch), Some(expected));
+    fn a_patch_says_what_it_breaks_and_names_its_test_even_with_spaces() {
+        let patch = "Ports are lost.\nCaught by: testbed cases tcp over v6 is translated\n--- a/x\n+++ b/x\n";
+        let test = Test { package: "testbed".into(), target: "cases".into(), name: "tcp over v6 is translated".into() };
+        assert_eq!(head(patch), Some(("Ports are lost.".to_owned(), test)));
+        assert_eq!(changed(patch), [PathBuf::from("x")]);
     }
 
     #[test]
-    fn a_patch_without_a_test_is_refused() {
-        for patch in ["", "--- a/x\n", "Caught by: testbed cases\n", "x\nCaught by: a b c\n"] {
-            assert_eq!(caught_by(patch), None, "{patch:?}");
+    fn a_patch_without_words_or_a_test_is_refused() {
+        for patch in ["", "--- a/x\n", "x\n--- a/x\n", "x\nCaught by: testbed cases\n", "\nCaught by: a b c\n"] {
+            assert_eq!(head(patch), None, "{patch:?}");
         }
     }
 
@@ -254,6 +311,14 @@ mod tests {
     fn a_mutant_that_no_test_noticed_survived() {
         let passed = "test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 9 filtered out; finished in 0.1s";
         check(&["running 1 test", passed], true, Outcome::Survived);
+    }
+
+    #[test]
+    fn of_several_tests_all_have_to_pass() {
+        let mut seen = Seen::default();
+        seen.line("running 2 tests");
+        seen.line("test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 9 filtered out; finished in 0.1s");
+        assert_eq!((seen.outcome(true, 2), seen.outcome(true, 3)), (Outcome::Survived, Outcome::NoSuchTest));
     }
 
     #[test]

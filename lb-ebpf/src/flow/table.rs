@@ -68,6 +68,14 @@ impl Found<'_> {
         state::opens_anew(self.word.state(), flags)
     }
 
+    /// Takes the flow out of the table, its backend having heard nothing of it.
+    #[inline(always)]
+    pub fn evict(&self, kernel: &impl Kernel) {
+        if self.way.replace(self.word.0, free(self.word).0) && self.word.state().is_active() {
+            count_down(kernel, self.backend);
+        }
+    }
+
     /// Ends the flow for its client. What its backend still answers is translated a while longer.
     #[inline(always)]
     pub fn retire(&self, kernel: &impl Kernel, now: Tick) {

@@ -6,12 +6,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::Duration,
 };
 
 use lb_common::{
     backend::{BackendId, BackendState, Endpoint, EndpointId, Way},
-    reply::REPLY_TIMEOUT_SECONDS,
     selector::{NthRule, Selector, Slot},
     service::{Frontend, FrontendId, FrontendInfo, Policy, PolicyId, ServiceId, ServiceWord, SocketKey},
 };
@@ -53,7 +51,7 @@ pub struct Plan {
 ///
 /// A service is who `known` says it is, else who any of its frontends belongs to in `current`; so it keeps its cursor,
 /// counters and backends. Removed backends and frontends stay until a sweep, `named`, no longer finds them: with
-/// `None` nothing is forgotten. [`Awaiting`] has to complete what a sweep found. A backend whose way is not in `ways` keeps the one it has, or goes through the stack.
+/// `None` nothing is forgotten. A backend whose way is not in `ways` keeps the one it has, or goes through the stack.
 /// `seed` decides where new cursors start.
 pub fn plan(
     desired: &Compiled,
@@ -64,7 +62,7 @@ pub fn plan(
     capacity: &Capacity,
     seed: u64,
 ) -> Plan {
-    let mut planner = Planner::new(ways, current, named, capacity);
+    let mut planner = Planner::new(desired, ways, current, named, capacity);
     let recognised = recognise(desired, current, known);
     let mut plan = Plan { rejected: desired.rejected.clone(), ..Plan::default() };
     let mut as_before = BTreeSet::new();
@@ -97,30 +95,6 @@ pub fn plan(
         }
     }
     plan
-}
-
-/// The removed backends that per-packet services asked, and since when: no flow names them, and yet an answer may be
-/// under way that has to find its frontend.
-#[derive(Clone, Debug, Default)]
-pub struct Awaiting {
-    since: BTreeMap<BackendId, Duration>,
-}
-
-impl Awaiting {
-    /// Adds to what a sweep found at `now` those backends whose last answer may not have come yet. Times are since
-    /// any fixed moment.
-    pub fn complete(&mut self, named: &mut Named, tables: &Tables, now: Duration) {
-        let is_asked = |record: &BackendRecord| {
-            record.state == BackendState::UdpGone
-                && tables.endpoints.get(&record.key).is_some_and(|endpoint| endpoint.flags & Endpoint::REPLIES != 0)
-        };
-        self.since.retain(|id, _| tables.backends.get(id).is_some_and(is_asked));
-        for (id, _) in tables.backends.iter().filter(|(_, record)| is_asked(record)) {
-            self.since.entry(*id).or_insert(now);
-        }
-        let longest = Duration::from_secs(REPLY_TIMEOUT_SECONDS.into());
-        named.backends.extend(self.since.iter().filter(|(_, since)| now < **since + longest).map(|(id, _)| *id));
-    }
 }
 
 /// Which service of `current` each wanted one is; no two are the same.
@@ -185,6 +159,8 @@ struct NoRoom {
 
 /// The tables while they are being made.
 struct Planner<'a> {
+    /// The flags of every endpoint by which it is known now, or will be.
+    uses: BTreeMap<SocketKey, u32>,
     ways: &'a BTreeMap<IpAddr, Way>,
     current: &'a Tables,
     named: Option<&'a Named>,
@@ -208,11 +184,19 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     fn new(
+        desired: &Compiled,
         ways: &'a BTreeMap<IpAddr, Way>,
         current: &'a Tables,
         named: Option<&'a Named>,
         capacity: &'a Capacity,
     ) -> Self {
+        let mut uses: BTreeMap<SocketKey, u32> =
+            current.endpoints.iter().map(|(key, endpoint)| (*key, endpoint.flags)).collect();
+        for service in desired.services.values() {
+            for key in service.choice.backends() {
+                *uses.entry(*key).or_default() |= use_of(service.schedule);
+            }
+        }
         let mut backends = BTreeMap::new();
         for (id, record) in &current.backends {
             backends.entry((record.service, record.key)).or_insert(*id);
@@ -225,6 +209,7 @@ impl<'a> Planner<'a> {
         let named_frontends = named.map_or(0, |named| named.frontends.iter().filter(unknown).count());
         let runs = current.runs.iter().map(|(run, words)| (run, words.len()));
         Self {
+            uses,
             ways,
             current,
             named,
@@ -286,7 +271,7 @@ impl<'a> Planner<'a> {
         let word = *self.current.services.get(&id)?;
         let policy = self.current.policies.get(&word.policy)?;
         let run = run_of(policy);
-        let wanted = policy_record(id, service.schedule, arrangement, run);
+        let wanted = self.policy_record(id, service, arrangement, run);
         let is_same = *policy == wanted && *self.current.runs.get(&run)? == words(arrangement, slot)?;
         is_same.then_some(word)
     }
@@ -368,10 +353,7 @@ impl<'a> Planner<'a> {
 
     /// The endpoint with what this schedule needs; its other flags come in [`Planner::endpoints`].
     fn endpoint(&mut self, key: SocketKey, schedule: Schedule) -> EndpointId {
-        let flag = match schedule {
-            Schedule::PerFlow => Endpoint::FLOWS,
-            Schedule::PerPacket => Endpoint::REPLIES,
-        };
+        let flag = use_of(schedule);
         if let Some(endpoint) = self.next.endpoints.get_mut(&key) {
             endpoint.flags |= flag;
             return endpoint.id;
@@ -405,9 +387,38 @@ impl<'a> Planner<'a> {
         let policy =
             PolicyId(take(&mut self.policy_ids, |policy| self.current.policies.contains_key(&PolicyId(policy))));
         let before = self.current.services.get(&id).copied().unwrap_or_default();
-        self.next.policies.insert(policy, policy_record(id, service.schedule, arrangement, run));
+        self.next.policies.insert(policy, self.policy_record(id, service, arrangement, run));
         self.next.runs.insert(run, words);
         self.next.services.insert(id, ServiceWord { policy, change: following(before.change) });
+    }
+
+    fn policy_record(
+        &self,
+        id: ServiceId,
+        service: &CompiledService,
+        arrangement: &Arrangement<SocketKey>,
+        run: Run,
+    ) -> Policy {
+        let own = use_of(service.schedule);
+        let has_other = |key: &&SocketKey| self.uses.get(key).is_some_and(|uses| uses & !own != 0);
+        let mixed = if service.choice.backends().iter().any(has_other) { Policy::MIXED } else { 0 };
+        let flags = match service.schedule {
+            Schedule::PerFlow => mixed,
+            Schedule::PerPacket => mixed | Policy::PER_PACKET,
+        };
+        let count = match arrangement {
+            Arrangement::Random(slots) | Arrangement::Cursor(slots) => slots.len(),
+            Arrangement::Chain(rules) => rules.len(),
+        };
+        Policy {
+            index: arrangement.index().to_word(),
+            flags,
+            slots_chunk: run.chunk,
+            slots_start: run.start,
+            slots_count: count as u32,
+            service: id,
+            zero: [0; 10],
+        }
     }
 
     /// Leaves services as they were that could not be changed.
@@ -535,23 +546,11 @@ fn run_of(policy: &Policy) -> Run {
     Run { chunk: policy.slots_chunk, start: policy.slots_start }
 }
 
-fn policy_record(service: ServiceId, schedule: Schedule, arrangement: &Arrangement<SocketKey>, run: Run) -> Policy {
-    let flags = match schedule {
-        Schedule::PerFlow => 0,
-        Schedule::PerPacket => Policy::PER_PACKET,
-    };
-    let count = match arrangement {
-        Arrangement::Random(slots) | Arrangement::Cursor(slots) => slots.len(),
-        Arrangement::Chain(rules) => rules.len(),
-    };
-    Policy {
-        index: arrangement.index().to_word(),
-        flags,
-        slots_chunk: run.chunk,
-        slots_start: run.start,
-        slots_count: count as u32,
-        service,
-        zero: [0; 10],
+/// What an endpoint is known by in the packet path, under this schedule.
+const fn use_of(schedule: Schedule) -> u32 {
+    match schedule {
+        Schedule::PerFlow => Endpoint::FLOWS,
+        Schedule::PerPacket => Endpoint::REPLIES,
     }
 }
 

@@ -368,25 +368,6 @@ fn an_endpoint_keeps_the_flag_of_a_schedule_until_nothing_needs_it() {
 }
 
 #[test]
-fn a_removed_backend_of_a_per_packet_service_is_kept_as_long_as_an_answer_may_come() {
-    let first = after(&dns(Schedule::PerPacket, &[10, 11]), &Plan::default(), None);
-    let (id, _) = backend_at(&first, 11).expect("it was planned");
-    let mut awaiting = Awaiting::default();
-    let mut found_at = |tables: &Tables, seconds| {
-        let mut named = Named::default();
-        awaiting.complete(&mut named, tables, Duration::from_secs(seconds));
-        named.backends
-    };
-    assert_eq!(found_at(&first.tables, 0), [].into());
-    let removed = after(&dns(Schedule::PerPacket, &[10]), &first, None);
-    assert_eq!(found_at(&removed.tables, 100), [id].into());
-    assert_eq!(found_at(&removed.tables, 129), [id].into());
-    assert_eq!(found_at(&removed.tables, 130), [].into());
-    assert_eq!(found_at(&first.tables, 140), [].into(), "it came back");
-    assert_eq!(found_at(&removed.tables, 150), [id].into(), "and was removed again");
-}
-
-#[test]
 fn what_does_not_fit_is_rejected_by_name_and_the_rest_is_planned() {
     let target = |n| Target { address: address(n), port: None };
     let service = |name: &str, port, backends: &[u8]| Service {

@@ -46,12 +46,16 @@ impl Machine for Host {
         maps.services = tables.services.iter().map(|(id, word)| (*id, Shared::new(word.to_word()))).collect();
         maps.policies = tables.policies.clone();
         maps.endpoints = tables.endpoints.clone();
-        maps.cursors = plan.cursors.iter().map(|(id, cursor)| (*id, Shared::new(*cursor))).collect();
+        maps.cursors.extend(plan.cursors.iter().map(|(id, cursor)| (*id, Shared::new(*cursor))));
         for (run, words) in &tables.runs {
             maps.write_slots(run.start, words);
         }
         for (id, record) in &tables.backends {
-            maps.put_backend(*id, written(record));
+            if maps.backends.contains_key(id) {
+                maps.set_state(*id, record.state);
+            } else {
+                maps.put_backend(*id, written(record));
+            }
         }
         Ok(())
     }

@@ -13,7 +13,6 @@ use lb_userspace::{
     plan::{
         Plan,
         change::{Change, diff},
-        tables::Tables,
     },
 };
 use nix::{
@@ -103,7 +102,7 @@ impl Drop for Kernel {
 
 impl Machine for Kernel {
     fn program(&mut self, plan: &Plan) -> Result<()> {
-        self.bpf.apply(&diff(&Tables::default(), plan))?;
+        self.bpf.apply(&diff(&self.plan.tables, plan))?;
         self.plan = plan.clone();
         Ok(())
     }

@@ -59,19 +59,19 @@ impl Ends {
         self.service(&format!("backends = [\"{}\", \"{}\"]\n{rest}", self.backend, self.other_backend))
     }
 
-    fn to_frontend(&self) -> Packet {
+    fn query(&self) -> Packet {
         eth().between(self.client, self.frontend)
     }
 
-    fn to_backend(&self) -> Packet {
+    fn forwarded(&self) -> Packet {
         eth().between(self.client, self.backend).hops(63)
     }
 
-    fn from_backend(&self) -> Packet {
+    fn answer(&self) -> Packet {
         eth().between(self.backend, self.client)
     }
 
-    fn to_client(&self) -> Packet {
+    fn returned(&self) -> Packet {
         eth().between(self.frontend, self.client).hops(63).link(REPLY_LINK.0, REPLY_LINK.1)
     }
 }
@@ -86,6 +86,7 @@ pub fn cases() -> Vec<Case> {
         cases.extend(translation(&ends, name));
         cases.extend(flows(&ends, name));
         cases.extend(per_packet(&ends, name));
+        cases.extend(schedules(&ends, name));
         cases.extend(stack(&ends, name));
         cases.extend(fragments(&ends, name));
         cases.extend(refusals(&ends, name));
@@ -101,50 +102,64 @@ fn translation(ends: &Ends, name: Name) -> Vec<Case> {
     vec![
         Case::new(name("udp over v4 is translated to its backend", "udp over v6 is translated to its backend"))
             .given(&ends.one_backend(""))
-            .packet(ends.to_frontend().udp(4000, 53).payload(b"query"))
-            .sends(ends.to_backend().udp(4000, 53).payload(b"query")),
+            .packet(ends.query().udp(4000, 53).payload(b"query"))
+            .sends(ends.forwarded().udp(4000, 53).payload(b"query")),
         Case::new(name("tcp over v4 is translated to its backend", "tcp over v6 is translated to its backend"))
             .given(&ends.one_backend(""))
-            .packet(ends.to_frontend().tcp(4000, 53).syn())
-            .sends(ends.to_backend().tcp(4000, 53).syn()),
+            .packet(ends.query().tcp(4000, 53).syn())
+            .sends(ends.forwarded().tcp(4000, 53).syn()),
         Case::new(name("a backend on another port gets it there, v4", "a backend on another port gets it there, v6"))
             .given(&ends.service(&format!(
                 "backends = [\"{}\"]",
                 SocketAddr::new(ends.backend.parse().expect("an address"), 5353)
             )))
-            .packet(ends.to_frontend().udp(4000, 53).payload(b"odd"))
-            .sends(ends.to_backend().udp(4000, 5353).payload(b"odd"))
-            .reply(ends.from_backend().udp(5353, 4000).payload(b"even"))
-            .sends(ends.to_client().udp(53, 4000).payload(b"even")),
+            .packet(ends.query().udp(4000, 53).payload(b"odd"))
+            .sends(ends.forwarded().udp(4000, 5353).payload(b"odd"))
+            .reply(ends.answer().udp(5353, 4000).payload(b"even"))
+            .sends(ends.returned().udp(53, 4000).payload(b"even")),
+        Case::new(name(
+            "a udp sum that comes out as zero is sent as all ones, v4",
+            "a udp sum that comes out as zero is sent as all ones, v6",
+        ))
+        .given(&ends.one_backend(""))
+        .packet(ends.to_frontend().udp(4000, 53).payload(&completing(ends)))
+        .sends(ends.to_backend().udp(4000, 53).payload(&completing(ends))),
         Case::new(name("a udp answer carries the frontend, v4", "a udp answer carries the frontend, v6"))
             .given(&ends.one_backend(""))
-            .packet(ends.to_frontend().udp(4000, 53).payload(b"query"))
-            .sends(ends.to_backend().udp(4000, 53).payload(b"query"))
-            .reply(ends.from_backend().udp(53, 4000).payload(b"answer"))
-            .sends(ends.to_client().udp(53, 4000).payload(b"answer")),
+            .packet(ends.query().udp(4000, 53).payload(b"query"))
+            .sends(ends.forwarded().udp(4000, 53).payload(b"query"))
+            .reply(ends.answer().udp(53, 4000).payload(b"answer"))
+            .sends(ends.returned().udp(53, 4000).payload(b"answer")),
         Case::new(name("a tcp answer carries the frontend, v4", "a tcp answer carries the frontend, v6"))
             .given(&ends.one_backend(""))
-            .packet(ends.to_frontend().tcp(4000, 53).syn())
-            .sends(ends.to_backend().tcp(4000, 53).syn())
-            .reply(ends.from_backend().tcp(53, 4000).flags(0x12))
-            .sends(ends.to_client().tcp(53, 4000).flags(0x12))
-            .packet(ends.to_frontend().tcp(4000, 53))
-            .sends(ends.to_backend().tcp(4000, 53)),
+            .packet(ends.query().tcp(4000, 53).syn())
+            .sends(ends.forwarded().tcp(4000, 53).syn())
+            .reply(ends.answer().tcp(53, 4000).flags(0x12))
+            .sends(ends.returned().tcp(53, 4000).flags(0x12))
+            .packet(ends.query().tcp(4000, 53))
+            .sends(ends.forwarded().tcp(4000, 53)),
         Case::new(name("one hook for both directions does both, v4", "one hook for both directions does both, v6"))
             .given(&ends.one_backend(""))
-            .packet_at_both(ends.to_frontend().udp(4000, 53))
-            .sends(ends.to_backend().udp(4000, 53))
-            .packet_at_both(ends.from_backend().udp(53, 4000))
-            .sends(ends.to_client().udp(53, 4000)),
+            .packet_at_both(ends.query().udp(4000, 53))
+            .sends(ends.forwarded().udp(4000, 53))
+            .packet_at_both(ends.answer().udp(53, 4000))
+            .sends(ends.returned().udp(53, 4000)),
         Case::new(name("the last hop but one is used up, v4", "the last hop but one is used up, v6"))
             .given(&ends.one_backend(""))
-            .packet(ends.to_frontend().udp(4000, 53).hops(2))
-            .sends(ends.to_backend().udp(4000, 53).hops(1))
-            .packet(ends.to_frontend().udp(4001, 53).hops(1))
+            .packet(ends.query().udp(4000, 53).hops(2))
+            .sends(ends.forwarded().udp(4000, 53).hops(1))
+            .packet(ends.query().udp(4001, 53).hops(1))
             .is(Reason::HopLimit)
-            .reply(ends.from_backend().udp(53, 4000).hops(1))
+            .reply(ends.answer().udp(53, 4000).hops(1))
             .is(Reason::HopLimit),
     ]
+}
+
+/// A payload with which the datagram that a backend gets adds up to zero.
+fn completing(ends: &Ends) -> Vec<u8> {
+    let blank = ends.to_backend().udp(4000, 53).payload(&[0; 2]).bytes();
+    let at = blank.len() - 4;
+    blank[at..at + 2].to_vec()
 }
 
 fn flows(ends: &Ends, name: Name) -> Vec<Case> {
@@ -152,70 +167,70 @@ fn flows(ends: &Ends, name: Name) -> Vec<Case> {
     vec![
         Case::new(name("rr takes backends in turn and keeps flows, v4", "rr takes backends in turn and keeps flows, v6"))
             .given(&ends.two_backends("selector = \"rr\""))
-            .packet(ends.to_frontend().udp(4000, 53))
-            .sends(ends.to_backend().udp(4000, 53))
-            .packet(ends.to_frontend().udp(4001, 53))
+            .packet(ends.query().udp(4000, 53))
+            .sends(ends.forwarded().udp(4000, 53))
+            .packet(ends.query().udp(4001, 53))
             .sends(other().udp(4001, 53))
-            .packet(ends.to_frontend().udp(4000, 53))
-            .sends(ends.to_backend().udp(4000, 53))
-            .packet(ends.to_frontend().udp(4002, 53))
-            .sends(ends.to_backend().udp(4002, 53)),
+            .packet(ends.query().udp(4000, 53))
+            .sends(ends.forwarded().udp(4000, 53))
+            .packet(ends.query().udp(4002, 53))
+            .sends(ends.forwarded().udp(4002, 53)),
         Case::new(name("an nth chain leaves what no rule takes, v4", "an nth chain leaves what no rule takes, v6"))
             .given(&ends.service(&format!(
                 "selector = \"nth\"\nrules = [{{ every = 3, packet = 1, backend = \"{}\" }}]",
                 ends.backend
             )))
-            .packet(ends.to_frontend().udp(4000, 53))
+            .packet(ends.query().udp(4000, 53))
             .is(Reason::NoRuleMatched)
-            .packet(ends.to_frontend().udp(4001, 53))
-            .sends(ends.to_backend().udp(4001, 53))
-            .packet(ends.to_frontend().udp(4002, 53))
+            .packet(ends.query().udp(4001, 53))
+            .sends(ends.forwarded().udp(4001, 53))
+            .packet(ends.query().udp(4002, 53))
             .is(Reason::NoRuleMatched)
-            .packet(ends.to_frontend().udp(4000, 53))
+            .packet(ends.query().udp(4000, 53))
             .is(Reason::NoRuleMatched)
-            .packet(ends.to_frontend().udp(4000, 53))
-            .sends(ends.to_backend().udp(4000, 53)),
+            .packet(ends.query().udp(4000, 53))
+            .sends(ends.forwarded().udp(4000, 53)),
         Case::new(name("a segment of no known connection is the stack's, v4", "a segment of no known connection is the stack's, v6"))
             .given(&ends.one_backend(""))
-            .packet(ends.to_frontend().tcp(4000, 53))
+            .packet(ends.query().tcp(4000, 53))
             .is(Reason::NoFlow)
-            .packet(ends.to_frontend().tcp(4000, 53).flags(0x12))
+            .packet(ends.query().tcp(4000, 53).flags(0x12))
             .is(Reason::NoFlow),
         Case::new(name("a removed backend loses its udp flows at once, v4", "a removed backend loses its udp flows at once, v6"))
             .given(&ends.two_backends("selector = \"rr\""))
-            .packet(ends.to_frontend().udp(4000, 53))
-            .sends(ends.to_backend().udp(4000, 53))
-            .packet(ends.to_frontend().tcp(4000, 53).syn())
-            .sends(ends.to_backend().tcp(4000, 53).syn())
+            .packet(ends.query().udp(4000, 53))
+            .sends(ends.forwarded().udp(4000, 53))
+            .packet(ends.query().tcp(4000, 53).syn())
+            .sends(ends.forwarded().tcp(4000, 53).syn())
             .backend_is(ends.backend, BackendState::UdpGone)
-            .packet(ends.to_frontend().udp(4000, 53))
+            .packet(ends.query().udp(4000, 53))
             .sends(other().udp(4000, 53))
         // The old backend's answer to the first query is late, and still must not leave with its own address.
-        .reply(ends.from_backend().udp(53, 4000))
-        .sends(ends.to_client().udp(53, 4000))
-            .packet(ends.to_frontend().tcp(4000, 53))
-            .sends(ends.to_backend().tcp(4000, 53)),
+        .reply(ends.answer().udp(53, 4000))
+        .sends(ends.returned().udp(53, 4000))
+            .packet(ends.query().tcp(4000, 53))
+            .sends(ends.forwarded().tcp(4000, 53)),
         Case::new(name("a drained backend keeps its flows, v4", "a drained backend keeps its flows, v6"))
             .given(&ends.two_backends("selector = \"rr\""))
-            .packet(ends.to_frontend().udp(4000, 53))
-            .sends(ends.to_backend().udp(4000, 53))
+            .packet(ends.query().udp(4000, 53))
+            .sends(ends.forwarded().udp(4000, 53))
             .backend_is(ends.backend, BackendState::Drain)
-            .packet(ends.to_frontend().udp(4000, 53))
-            .sends(ends.to_backend().udp(4000, 53)),
+            .packet(ends.query().udp(4000, 53))
+            .sends(ends.forwarded().udp(4000, 53)),
         Case::new(name("a dead backend's connections are the stack's to reset, v4", "a dead backend's connections are the stack's to reset, v6"))
             .given(&ends.one_backend(""))
-            .packet(ends.to_frontend().tcp(4000, 53).syn())
-            .sends(ends.to_backend().tcp(4000, 53).syn())
+            .packet(ends.query().tcp(4000, 53).syn())
+            .sends(ends.forwarded().tcp(4000, 53).syn())
             .backend_is(ends.backend, BackendState::Dead)
-            .packet(ends.to_frontend().tcp(4000, 53))
+            .packet(ends.query().tcp(4000, 53))
             .is(Reason::NoFlow),
         Case::new(name("a port reused after a close is a new choice, v4", "a port reused after a close is a new choice, v6"))
             .given(&ends.two_backends("selector = \"rr\""))
-            .packet(ends.to_frontend().tcp(4000, 53).syn())
-            .sends(ends.to_backend().tcp(4000, 53).syn())
-            .reply(ends.from_backend().tcp(53, 4000).flags(0x14))
-            .sends(ends.to_client().tcp(53, 4000).flags(0x14))
-            .packet(ends.to_frontend().tcp(4000, 53).syn())
+            .packet(ends.query().tcp(4000, 53).syn())
+            .sends(ends.forwarded().tcp(4000, 53).syn())
+            .reply(ends.answer().tcp(53, 4000).flags(0x14))
+            .sends(ends.returned().tcp(53, 4000).flags(0x14))
+            .packet(ends.query().tcp(4000, 53).syn())
             .sends(other().tcp(4000, 53).syn()),
         Case::new(name("a second frontend's flow goes to another backend, v4", "a second frontend's flow goes to another backend, v6"))
             .given(&format!(
@@ -224,8 +239,8 @@ fn flows(ends: &Ends, name: Name) -> Vec<Case> {
                  rules = [{{ every = 1, packet = 0, backend = \"{}\" }}, {{ every = 1, packet = 0, backend = \"{}\" }}]",
                 ends.frontend, ends.other_frontend, ends.backend, ends.other_backend
             ))
-            .packet(ends.to_frontend().udp(4000, 53))
-            .sends(ends.to_backend().udp(4000, 53))
+            .packet(ends.query().udp(4000, 53))
+            .sends(ends.forwarded().udp(4000, 53))
             .packet(eth().between(ends.client, ends.other_frontend).udp(4000, 53))
             .sends(other().udp(4000, 53)),
     ]
@@ -241,30 +256,30 @@ fn per_packet(ends: &Ends, name: Name) -> Vec<Case> {
             "per packet, one socket's queries go to each in turn, v6",
         ))
         .given(&ends.two_backends(schedule))
-        .packet(ends.to_frontend().udp(4000, 53).payload(b"1"))
-        .sends(ends.to_backend().udp(4000, 53).payload(b"1"))
-        .packet(ends.to_frontend().udp(4000, 53).payload(b"2"))
+        .packet(ends.query().udp(4000, 53).payload(b"1"))
+        .sends(ends.forwarded().udp(4000, 53).payload(b"1"))
+        .packet(ends.query().udp(4000, 53).payload(b"2"))
         .sends(other().udp(4000, 53).payload(b"2"))
-        .packet(ends.to_frontend().udp(4000, 53).payload(b"3"))
-        .sends(ends.to_backend().udp(4000, 53).payload(b"3"))
+        .packet(ends.query().udp(4000, 53).payload(b"3"))
+        .sends(ends.forwarded().udp(4000, 53).payload(b"3"))
         .reply(from_other().udp(53, 4000).payload(b"b"))
-        .sends(ends.to_client().udp(53, 4000).payload(b"b"))
-        .reply(ends.from_backend().udp(53, 4000).payload(b"a"))
-        .sends(ends.to_client().udp(53, 4000).payload(b"a"))
-        .reply(ends.from_backend().udp(53, 4000).payload(b"a, again"))
-        .sends(ends.to_client().udp(53, 4000).payload(b"a, again")),
+        .sends(ends.returned().udp(53, 4000).payload(b"b"))
+        .reply(ends.answer().udp(53, 4000).payload(b"a"))
+        .sends(ends.returned().udp(53, 4000).payload(b"a"))
+        .reply(ends.answer().udp(53, 4000).payload(b"a, again"))
+        .sends(ends.returned().udp(53, 4000).payload(b"a, again")),
         Case::new(name("per packet leaves tcp its connections, v4", "per packet leaves tcp its connections, v6"))
             .given(&ends.two_backends(schedule))
-            .packet(ends.to_frontend().tcp(4000, 53).syn())
-            .sends(ends.to_backend().tcp(4000, 53).syn())
-            .packet(ends.to_frontend().tcp(4000, 53))
-            .sends(ends.to_backend().tcp(4000, 53)),
+            .packet(ends.query().tcp(4000, 53).syn())
+            .sends(ends.forwarded().tcp(4000, 53).syn())
+            .packet(ends.query().tcp(4000, 53))
+            .sends(ends.forwarded().tcp(4000, 53)),
         Case::new(name(
             "per packet, what nobody asked for is left alone, v4",
             "per packet, what nobody asked for is left alone, v6",
         ))
         .given(&ends.one_backend(schedule))
-        .reply(ends.from_backend().udp(53, 4000))
+        .reply(ends.answer().udp(53, 4000))
         .is(Reason::NotOurs),
         Case::new(name(
             "per packet, a second frontend of one backend is refused, v4",
@@ -275,12 +290,59 @@ fn per_packet(ends: &Ends, name: Name) -> Vec<Case> {
                  {{ address = \"{}\", port = 53, protocols = [\"udp\"] }}]\nbackends = [\"{}\"]\n{schedule}",
             ends.frontend, ends.other_frontend, ends.backend
         ))
-        .packet(ends.to_frontend().udp(4000, 53))
-        .sends(ends.to_backend().udp(4000, 53))
+        .packet(ends.query().udp(4000, 53))
+        .sends(ends.forwarded().udp(4000, 53))
         .packet(eth().between(ends.client, ends.other_frontend).udp(4000, 53))
         .is(Reason::Clash)
-        .reply(ends.from_backend().udp(53, 4000))
-        .sends(ends.to_client().udp(53, 4000)),
+        .reply(ends.answer().udp(53, 4000))
+        .sends(ends.returned().udp(53, 4000)),
+    ]
+}
+
+fn schedules(ends: &Ends, name: Name) -> Vec<Case> {
+    let other = || eth().between(ends.client, ends.other_backend).hops(63);
+    let to_second = || eth().between(ends.client, ends.other_frontend);
+    let both = |rest: &str| {
+        format!(
+            "name = \"dns\"\nlisten = [{{ address = \"{}\", port = 53, protocols = [\"udp\"] }}, \
+             {{ address = \"{}\", port = 53, protocols = [\"udp\"] }}]\nbackends = [\"{}\", \"{}\"]\nselector = \"nth\"\n{rest}",
+            ends.frontend, ends.other_frontend, ends.backend, ends.other_backend
+        )
+    };
+    vec![
+        // The next choice would be the first backend, which still has a flow of this client through the first frontend.
+        Case::new(name(
+            "from per flow to per packet no answer is taken for another's, v4",
+            "from per flow to per packet no answer is taken for another's, v6",
+        ))
+        .given(&both(""))
+        .packet(ends.query().udp(4000, 53))
+        .sends(ends.forwarded().udp(4000, 53))
+        .packet(ends.query().udp(4001, 53))
+        .sends(other().udp(4001, 53))
+        .then_given(&both("schedule = \"per-packet\""))
+        .packet(to_second().udp(4000, 53))
+        .sends(other().udp(4000, 53))
+        .reply(ends.answer().udp(53, 4000))
+        .sends(ends.returned().udp(53, 4000)),
+        // The next choice would be the first backend, which has still to answer this client's query through the first
+        // frontend.
+        Case::new(name(
+            "from per packet to per flow no answer is taken for another's, v4",
+            "from per packet to per flow no answer is taken for another's, v6",
+        ))
+        .given(&both("schedule = \"per-packet\""))
+        .packet(ends.query().udp(4000, 53))
+        .sends(ends.forwarded().udp(4000, 53))
+        .packet(ends.query().udp(4001, 53))
+        .sends(other().udp(4001, 53))
+        .then_given(&both(""))
+        .packet(to_second().udp(4000, 53))
+        .is(Reason::Clash)
+        .reply(ends.answer().udp(53, 4000))
+        .sends(ends.returned().udp(53, 4000))
+        .packet(to_second().udp(4000, 53))
+        .sends(other().udp(4000, 53)),
     ]
 }
 
@@ -292,11 +354,11 @@ fn stack(ends: &Ends, name: Name) -> Vec<Case> {
         ))
         .given(&ends.one_backend(""))
         .way(Way::Stack)
-        .packet(ends.to_frontend().udp(4000, 53).payload(b"query"))
-        .passes(ends.to_backend().hops(64).udp(4000, 53).payload(b"query"))
-        .reply(ends.from_backend().udp(53, 4000).payload(b"answer"))
-        .passes(ends.from_backend().udp(53, 4000).payload(b"answer"))
-        .leaving(ends.from_backend().hops(63).udp(53, 4000).payload(b"answer"))
+        .packet(ends.query().udp(4000, 53).payload(b"query"))
+        .passes(ends.forwarded().hops(64).udp(4000, 53).payload(b"query"))
+        .reply(ends.answer().udp(53, 4000).payload(b"answer"))
+        .passes(ends.answer().udp(53, 4000).payload(b"answer"))
+        .leaving(ends.answer().hops(63).udp(53, 4000).payload(b"answer"))
         .passes(eth().between(ends.frontend, ends.client).hops(63).udp(53, 4000).payload(b"answer")),
         Case::new(name(
             "a veth's peer gets it without a new link header, v4",
@@ -304,8 +366,8 @@ fn stack(ends: &Ends, name: Name) -> Vec<Case> {
         ))
         .given(&ends.one_backend(""))
         .way(Way::Peer { ifindex: 1 })
-        .packet(ends.to_frontend().udp(4000, 53))
-        .sends(ends.to_backend().udp(4000, 53)),
+        .packet(ends.query().udp(4000, 53))
+        .sends(ends.forwarded().udp(4000, 53)),
     ]
 }
 
@@ -315,36 +377,36 @@ fn fragments(ends: &Ends, name: Name) -> Vec<Case> {
     vec![
         Case::new(name("later fragments follow the first, v4", "later fragments follow the first, v6"))
             .given(&ends.one_backend(""))
-            .packet(ends.to_frontend().first_fragment(99).udp(4000, 53).payload(&first))
-            .sends(ends.to_backend().first_fragment(99).udp(4000, 53).payload(&first))
-            .packet(ends.to_frontend().later_fragment(99, 1008, UDP).payload(&rest))
-            .sends(ends.to_backend().later_fragment(99, 1008, UDP).payload(&rest))
-            .reply(ends.from_backend().first_fragment(7).udp(53, 4000).payload(&first))
-            .sends(ends.to_client().first_fragment(7).udp(53, 4000).payload(&first))
-            .reply(ends.from_backend().later_fragment(7, 1008, UDP).payload(&rest))
-            .sends(ends.to_client().later_fragment(7, 1008, UDP).payload(&rest)),
+            .packet(ends.query().first_fragment(99).udp(4000, 53).payload(&first))
+            .sends(ends.forwarded().first_fragment(99).udp(4000, 53).payload(&first))
+            .packet(ends.query().later_fragment(99, 1008, UDP).payload(&rest))
+            .sends(ends.forwarded().later_fragment(99, 1008, UDP).payload(&rest))
+            .reply(ends.answer().first_fragment(7).udp(53, 4000).payload(&first))
+            .sends(ends.returned().first_fragment(7).udp(53, 4000).payload(&first))
+            .reply(ends.answer().later_fragment(7, 1008, UDP).payload(&rest))
+            .sends(ends.returned().later_fragment(7, 1008, UDP).payload(&rest)),
         Case::new(name(
             "a fragment without its first is left alone, v4",
             "a fragment without its first is left alone, v6",
         ))
         .given(&ends.one_backend(""))
-        .packet(ends.to_frontend().later_fragment(98, 1008, UDP).payload(&rest))
+        .packet(ends.query().later_fragment(98, 1008, UDP).payload(&rest))
         .is(Reason::FragmentUnknown),
         Case::new(name(
             "a fragment to a removed backend is not sent, v4",
             "a fragment to a removed backend is not sent, v6",
         ))
         .given(&ends.one_backend(""))
-        .packet(ends.to_frontend().first_fragment(97).udp(4000, 53).payload(&first))
-        .sends(ends.to_backend().first_fragment(97).udp(4000, 53).payload(&first))
+        .packet(ends.query().first_fragment(97).udp(4000, 53).payload(&first))
+        .sends(ends.forwarded().first_fragment(97).udp(4000, 53).payload(&first))
         .backend_is(ends.backend, BackendState::UdpGone)
-        .packet(ends.to_frontend().later_fragment(97, 1008, UDP).payload(&rest))
+        .packet(ends.query().later_fragment(97, 1008, UDP).payload(&rest))
         .is(Reason::FragmentUnknown),
     ]
 }
 
 fn refusals(ends: &Ends, name: Name) -> Vec<Case> {
-    let query = ends.to_frontend().udp(4000, 53).payload(b"query");
+    let query = ends.query().udp(4000, 53).payload(b"query");
     let length = query.bytes().len();
     vec![
         Case::new(name(
@@ -352,24 +414,24 @@ fn refusals(ends: &Ends, name: Name) -> Vec<Case> {
             "other ports, protocols and addresses are left alone, v6",
         ))
         .given(&ends.one_backend(""))
-        .packet(ends.to_frontend().udp(4000, 54))
+        .packet(ends.query().udp(4000, 54))
         .is(Reason::NotOurs)
-        .packet(ends.to_frontend().payload(b"no transport"))
+        .packet(ends.query().payload(b"no transport"))
         .is(Reason::NotOurs)
         .packet(eth().between(ends.client, ends.other_frontend).udp(4000, 53))
         .is(Reason::NotOurs)
-        .reply(ends.from_backend().udp(53, 4000))
+        .reply(ends.answer().udp(53, 4000))
         .is(Reason::NotOurs)
-        .reply(ends.from_backend().udp(54, 4000))
+        .reply(ends.answer().udp(54, 4000))
         .is(Reason::NotOurs),
         Case::new(name(
             "a packet cut within its headers is left alone, v4",
             "a packet cut within its headers is left alone, v6",
         ))
         .given(&ends.one_backend(""))
-        .packet(ends.to_frontend().raw(UDP).payload(&[0; 7]))
+        .packet(ends.query().raw(UDP).payload(&[0; 7]))
         .is(Reason::Truncated)
-        .packet(ends.to_frontend().raw(Protocol::TCP).payload(&[0; 19]))
+        .packet(ends.query().raw(Protocol::TCP).payload(&[0; 19]))
         .is(Reason::Truncated),
         Case::new(name(
             "a packet shorter than it says is left alone, v4",
@@ -383,14 +445,14 @@ fn refusals(ends: &Ends, name: Name) -> Vec<Case> {
             "a tcp header of impossible length is left alone, v6",
         ))
         .given(&ends.one_backend(""))
-        .packet(ends.to_frontend().raw(Protocol::TCP).payload(&[0x40; 20]))
+        .packet(ends.query().raw(Protocol::TCP).payload(&[0x40; 20]))
         .is(Reason::Malformed),
         Case::new(name(
             "a udp length of impossible size is left alone, v4",
             "a udp length of impossible size is left alone, v6",
         ))
         .given(&ends.one_backend(""))
-        .packet(ends.to_frontend().raw(UDP).payload(&[0, 53, 0, 53, 0, 7, 0, 0]))
+        .packet(ends.query().raw(UDP).payload(&[0, 53, 0, 53, 0, 7, 0, 0]))
         .is(Reason::Malformed),
     ]
 }
@@ -400,30 +462,30 @@ fn ipv4_only() -> Vec<Case> {
     vec![
         Case::new("a udp checksum of zero stays zero")
             .given(&ends.one_backend(""))
-            .packet(ends.to_frontend().udp(4000, 53).payload(b"query").without_checksum())
-            .sends(ends.to_backend().udp(4000, 53).payload(b"query").without_checksum())
-            .reply(ends.from_backend().udp(53, 4000).payload(b"answer").without_checksum())
-            .sends(ends.to_client().udp(53, 4000).payload(b"answer").without_checksum()),
+            .packet(ends.query().udp(4000, 53).payload(b"query").without_checksum())
+            .sends(ends.forwarded().udp(4000, 53).payload(b"query").without_checksum())
+            .reply(ends.answer().udp(53, 4000).payload(b"answer").without_checksum())
+            .sends(ends.returned().udp(53, 4000).payload(b"answer").without_checksum()),
         Case::new("ipv4 options are stepped over")
             .given(&ends.one_backend(""))
-            .packet(ends.to_frontend().options(3).udp(4000, 53).payload(b"query"))
-            .sends(ends.to_backend().options(3).udp(4000, 53).payload(b"query")),
+            .packet(ends.query().options(3).udp(4000, 53).payload(b"query"))
+            .sends(ends.forwarded().options(3).udp(4000, 53).payload(b"query")),
     ]
 }
 
 fn ipv6_only() -> Vec<Case> {
     let ends = &V6;
-    let six = || (0..6).fold(ends.to_frontend(), |packet, _| packet.extension(60));
+    let six = || (0..6).fold(ends.query(), |packet, _| packet.extension(60));
     vec![
         Case::new("six extension headers are stepped over, seven are not")
             .given(&ends.one_backend(""))
             .packet(six().udp(4000, 53))
-            .sends((0..6).fold(ends.to_backend(), |packet, _| packet.extension(60)).udp(4000, 53))
+            .sends((0..6).fold(ends.forwarded(), |packet, _| packet.extension(60)).udp(4000, 53))
             .packet(six().extension(60).udp(4000, 53))
             .is(Reason::ExtensionHeaders),
         Case::new("hop-by-hop and routing headers are stepped over")
             .given(&ends.one_backend(""))
-            .packet(ends.to_frontend().extension(0).extension(43).udp(4000, 53))
-            .sends(ends.to_backend().extension(0).extension(43).udp(4000, 53)),
+            .packet(ends.query().extension(0).extension(43).udp(4000, 53))
+            .sends(ends.forwarded().extension(0).extension(43).udp(4000, 53)),
     ]
 }

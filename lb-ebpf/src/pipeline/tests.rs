@@ -1,0 +1,339 @@
+//! Packets through the whole story, in memory. The case table (testbed) says the same of the kernel.
+
+use std::{net::IpAddr, vec, vec::Vec};
+
+use lb_common::{
+    addr::{Addr, Family, Port},
+    backend::EndpointId,
+    selector::{Index, Slot},
+    service::{FrontendInfo, PolicyId, ServiceId, ServiceWord},
+};
+
+use super::*;
+use crate::{
+    atomic::Shared,
+    parse::parse,
+    testing::{
+        Cpu, Maps, MemoryPacket,
+        datagram::{Datagram, Part, datagram},
+    },
+};
+
+const SERVICE: ServiceId = ServiceId(1);
+const FRONTEND: FrontendId = FrontendId(1);
+const PROTOCOLS: [Protocol; 2] = [Protocol::TCP, Protocol::UDP];
+
+/// One service on port 53 with backends 1 and 2 on port 5353, in turn.
+struct World {
+    family: Family,
+    protocol: Protocol,
+    maps: Maps,
+}
+
+impl World {
+    fn new(family: Family, protocol: Protocol) -> Self {
+        let mut world = Self { family, protocol, maps: Maps::new(64, 64) };
+        let key = world.key(world.frontend());
+        let maps = &mut world.maps;
+        maps.frontends.insert(key, Frontend { frontend: FRONTEND, service: SERVICE });
+        maps.frontend_infos.insert(FRONTEND, FrontendInfo { key, service: SERVICE });
+        maps.services.insert(SERVICE, Shared::new(ServiceWord { policy: PolicyId(1), change: 1 }.to_word()));
+        maps.cursors.insert(SERVICE, Shared::new(0));
+        let slots = [1, 2].map(|n| Slot { backend: BackendId(n), endpoint: EndpointId(n) }.to_word());
+        maps.write_slots(0, &slots);
+        world.policy(0);
+        for n in [1, 2] {
+            let key = world.key(world.backend(n as u8));
+            let backend = Backend {
+                way: Way::Neighbour { ifindex: 1 }.to_word(),
+                state: BackendState::Use.to_word(),
+                endpoint: EndpointId(n),
+                key,
+                service: SERVICE,
+                zero: [0; 6],
+            };
+            world.maps.put_backend(BackendId(n), backend);
+            let endpoint = Endpoint { id: EndpointId(n), flags: Endpoint::FLOWS, backend: BackendId(n), zero: 0 };
+            world.maps.endpoints.insert(key, endpoint);
+        }
+        world
+    }
+
+    fn per_packet(family: Family) -> Self {
+        let mut world = Self::new(family, Protocol::UDP);
+        world.policy(Policy::PER_PACKET);
+        world.maps.endpoints.values_mut().for_each(|endpoint| endpoint.flags = Endpoint::REPLIES);
+        world
+    }
+
+    fn policy(&mut self, flags: u32) {
+        let index = Index::Cursor.to_word();
+        let (slots_chunk, slots_start, slots_count) = (0, 0, 2);
+        let policy = Policy { index, flags, slots_chunk, slots_start, slots_count, service: SERVICE, zero: [0; 10] };
+        self.maps.policies.insert(PolicyId(1), policy);
+    }
+
+    fn address(&self, four: &str, six: &str) -> Addr {
+        let text = match self.family {
+            Family::V4 => four,
+            Family::V6 => six,
+        };
+        text.parse::<IpAddr>().expect("a valid address").into()
+    }
+
+    fn client(&self) -> (Addr, u16) {
+        (self.address("10.9.0.1", "fd00:9:1:2:3:4:5:6"), 4000)
+    }
+
+    fn frontend(&self) -> (Addr, u16) {
+        (self.address("192.0.2.53", "2001:db8:a:b:c:d:e:53"), 53)
+    }
+
+    fn backend(&self, n: u8) -> (Addr, u16) {
+        let mut address = self.address("10.100.13.0", "fd00:100:13:7:8:9:a:0");
+        address.0[3] = address.0[3].wrapping_add(u32::from_ne_bytes([0, 0, 0, n]));
+        (address, 5353)
+    }
+
+    fn key(&self, (address, port): (Addr, u16)) -> SocketKey {
+        SocketKey::new(address, Port::new(port), self.protocol)
+    }
+
+    fn asks(&self) -> Datagram {
+        Datagram { payload: b"query".to_vec(), ..datagram(self.protocol, self.client(), self.frontend()) }
+    }
+
+    fn opens(&self) -> Datagram {
+        Datagram { flags: 0x02, ..self.asks() }
+    }
+
+    fn answers(&self, backend: u8) -> Datagram {
+        Datagram { payload: b"answer".to_vec(), ..datagram(self.protocol, self.backend(backend), self.client()) }
+    }
+
+    /// At the hook where clients come in.
+    fn forward(&self, datagram: &Datagram) -> Result<(Exit, Vec<u8>), Reason> {
+        self.run(datagram, |packet, kernel, parsed| match balance(packet, kernel, parsed)? {
+            Step::Send(exit) => Ok(exit),
+            Step::NewFlow => begin_flow(packet, kernel, parsed),
+            Step::Query => query(packet, kernel, parsed),
+        })
+    }
+
+    /// At a hook where answers come by.
+    fn back(&self, datagram: &Datagram, hook: Hook) -> Result<(Exit, Vec<u8>), Reason> {
+        self.run(datagram, |packet, kernel, parsed| answer(packet, kernel, parsed, hook))
+    }
+
+    fn run(
+        &self,
+        datagram: &Datagram,
+        stage: impl FnOnce(&mut MemoryPacket, &Cpu<'_>, &Parsed) -> Result<Exit, Reason>,
+    ) -> Result<(Exit, Vec<u8>), Reason> {
+        let mut packet = datagram.packet();
+        let parsed = parse(&packet)?;
+        let exit = stage(&mut packet, &Cpu::new(&self.maps, 1), &parsed)?;
+        Ok((exit, packet.bytes))
+    }
+
+    fn is_sent_to(&self, asked: &Datagram, backend: u8) {
+        let sent = Datagram { destination: self.backend(backend), hops: asked.hops - 1, ..asked.clone() };
+        assert_eq!(self.forward(asked), Ok((NEIGHBOUR, sent.bytes())), "{:?} to {backend}", self.family);
+    }
+
+    fn is_sent_back(&self, answered: &Datagram) {
+        let sent = Datagram { source: self.frontend(), hops: answered.hops - 1, ..answered.clone() };
+        assert_eq!(self.back(answered, Hook::Ingress), Ok((NEIGHBOUR, sent.bytes())), "{:?}", self.family);
+    }
+}
+
+const NEIGHBOUR: Exit = Exit::Neighbour { ifindex: 1 };
+
+fn worlds(protocols: &[Protocol]) -> Vec<World> {
+    let of = |family| protocols.iter().map(move |protocol| World::new(family, *protocol));
+    Family::ALL.into_iter().flat_map(of).collect()
+}
+
+#[test]
+fn all_sums_follow_a_translation_both_ways() {
+    for world in worlds(&PROTOCOLS) {
+        world.is_sent_to(&world.opens(), 1);
+        world.is_sent_back(&Datagram { flags: 0x12, ..world.answers(1) });
+        world.is_sent_to(&world.asks(), 1);
+    }
+}
+
+#[test]
+fn a_datagram_without_a_sum_is_given_none() {
+    let world = World::new(Family::V4, Protocol::UDP);
+    world.is_sent_to(&Datagram { is_summed: false, ..world.asks() }, 1);
+    world.is_sent_back(&Datagram { is_summed: false, ..world.answers(1) });
+}
+
+#[test]
+fn a_sum_that_comes_out_as_zero_is_sent_as_all_ones() {
+    for world in worlds(&[Protocol::UDP]) {
+        // As the backend gets it, the payload completes the sum.
+        let blank = Datagram { payload: vec![0; 2], ..world.asks() };
+        let sent = Datagram { destination: world.backend(1), hops: 63, ..blank.clone() }.bytes();
+        let at = sent.len() - 4;
+        let asked = Datagram { payload: sent[at..at + 2].to_vec(), ..blank };
+        let (_, bytes) = world.forward(&asked).expect("it is sent");
+        assert_eq!(bytes[at..at + 2], [0xff, 0xff]);
+    }
+}
+
+#[test]
+fn a_frontend_whose_element_was_recycled_is_not_ours() {
+    for mut world in worlds(&PROTOCOLS) {
+        // The look-up of one key came upon the value of another.
+        let recycled = FrontendInfo { key: world.key(world.backend(9)), service: SERVICE };
+        world.maps.frontend_infos.insert(FRONTEND, recycled);
+        assert_eq!(world.forward(&world.opens()), Err(Reason::NotOurs));
+        world.maps.frontend_infos.clear();
+        assert_eq!(world.forward(&world.opens()), Err(Reason::NotOurs));
+    }
+}
+
+#[test]
+fn a_service_without_a_policy_has_no_backend() {
+    for world in worlds(&PROTOCOLS) {
+        world.maps.services[&SERVICE].store(0);
+        assert_eq!(world.forward(&world.opens()), Err(Reason::NoBackend));
+    }
+}
+
+#[test]
+fn the_last_hop_is_not_passed_in_either_direction() {
+    for world in worlds(&PROTOCOLS) {
+        world.is_sent_to(&Datagram { hops: 2, ..world.opens() }, 1);
+        assert_eq!(world.forward(&Datagram { hops: 1, ..world.asks() }), Err(Reason::HopLimit));
+        world.is_sent_back(&Datagram { hops: 2, ..world.answers(1) });
+        assert_eq!(world.back(&Datagram { hops: 1, ..world.answers(1) }, Hook::Ingress), Err(Reason::HopLimit));
+    }
+}
+
+#[test]
+fn a_segment_of_no_connection_opens_none() {
+    for world in worlds(&[Protocol::TCP]) {
+        assert_eq!(world.forward(&world.asks()), Err(Reason::NoFlow));
+        assert_eq!(world.maps.cursors[&SERVICE].load(), 0);
+    }
+}
+
+#[test]
+fn a_connection_that_is_over_opens_anew_at_another_backend() {
+    for world in worlds(&[Protocol::TCP]) {
+        world.is_sent_to(&world.opens(), 1);
+        world.is_sent_back(&Datagram { flags: 0x14, ..world.answers(1) });
+        world.is_sent_to(&world.opens(), 2);
+        assert_eq!(world.maps.active[&BackendId(1)].load(), 0);
+    }
+}
+
+#[test]
+fn a_removed_backend_loses_udp_and_keeps_tcp() {
+    for world in worlds(&PROTOCOLS) {
+        world.is_sent_to(&world.opens(), 1);
+        world.maps.set_state(BackendId(1), BackendState::UdpGone);
+        world.is_sent_to(&world.asks(), if world.protocol == Protocol::UDP { 2 } else { 1 });
+        world.is_sent_back(&world.answers(1));
+    }
+}
+
+#[test]
+fn a_drained_backend_keeps_what_it_has_and_a_dead_one_nothing() {
+    for world in worlds(&PROTOCOLS) {
+        world.is_sent_to(&world.opens(), 1);
+        world.maps.set_state(BackendId(1), BackendState::Drain);
+        world.is_sent_to(&world.asks(), 1);
+        world.maps.set_state(BackendId(1), BackendState::Dead);
+        world.is_sent_to(&world.opens(), 2);
+    }
+}
+
+#[test]
+fn each_query_of_a_per_packet_service_is_a_choice_of_its_own() {
+    for world in Family::ALL.map(World::per_packet) {
+        for backend in [1, 2, 1] {
+            world.is_sent_to(&world.asks(), backend);
+        }
+        for backend in [2, 1, 1] {
+            world.is_sent_back(&world.answers(backend));
+        }
+        assert!(world.maps.active.values().all(|active| active.load() == 0));
+    }
+}
+
+#[test]
+fn what_nobody_asked_for_is_not_ours() {
+    for world in worlds(&PROTOCOLS).into_iter().chain(Family::ALL.map(World::per_packet)) {
+        for hook in [Hook::Ingress, Hook::Egress] {
+            assert_eq!(world.back(&world.answers(1), hook), Err(Reason::NotOurs));
+        }
+    }
+}
+
+#[test]
+fn through_the_stack_an_answer_is_rewritten_on_its_way_out_only() {
+    for world in worlds(&PROTOCOLS) {
+        world.maps.set_way(BackendId(1), Way::Stack);
+        // The stack itself counts the hop.
+        let sent = Datagram { destination: world.backend(1), ..world.opens() };
+        assert_eq!(world.forward(&world.opens()), Ok((Exit::Stack, sent.bytes())));
+        let answered = world.answers(1);
+        assert_eq!(world.back(&answered, Hook::Ingress), Ok((Exit::Stack, answered.bytes())));
+        let sent = Datagram { source: world.frontend(), ..answered.clone() };
+        assert_eq!(world.back(&answered, Hook::Egress), Ok((Exit::Stack, sent.bytes())));
+    }
+}
+
+#[test]
+fn an_answer_that_cannot_leave_is_counted() {
+    for mut world in worlds(&PROTOCOLS) {
+        world.is_sent_to(&world.opens(), 1);
+        for (route, reason) in [(Route::TooBig, Reason::TooBig), (Route::None, Reason::NoRoute)] {
+            world.maps.route = route;
+            assert_eq!(world.back(&world.answers(1), Hook::Ingress), Err(reason));
+        }
+    }
+}
+
+fn part(offset: u16, has_more: bool) -> Option<Part> {
+    Some(Part { identification: 99, offset, has_more })
+}
+
+#[test]
+fn later_fragments_follow_their_first_in_its_direction_only() {
+    for world in worlds(&[Protocol::UDP]).into_iter().chain(Family::ALL.map(World::per_packet)) {
+        let later = Datagram { part: part(16, false), ..world.asks() };
+        assert_eq!(world.forward(&later), Err(Reason::FragmentUnknown));
+        world.is_sent_to(&Datagram { part: part(0, true), ..world.asks() }, 1);
+        world.is_sent_to(&later, 1);
+        assert_eq!(world.back(&later, Hook::Ingress), Err(Reason::NotOurs));
+
+        let later = Datagram { part: part(16, false), ..world.answers(1) };
+        assert_eq!(world.back(&later, Hook::Ingress), Err(Reason::FragmentUnknown));
+        world.is_sent_back(&Datagram { part: part(0, true), ..world.answers(1) });
+        world.is_sent_back(&later);
+        assert_eq!(world.forward(&later), Err(Reason::NotOurs));
+    }
+}
+
+#[test]
+fn a_fragment_long_after_its_first_is_not_sent() {
+    for world in worlds(&[Protocol::UDP]) {
+        world.is_sent_to(&Datagram { part: part(0, true), ..world.asks() }, 1);
+        world.maps.wait_seconds(lb_common::fragment::FRAGMENT_TIMEOUT_SECONDS + 3);
+        assert_eq!(world.forward(&Datagram { part: part(16, false), ..world.asks() }), Err(Reason::FragmentUnknown));
+    }
+}
+
+#[test]
+fn a_fragment_to_a_removed_backend_is_not_sent() {
+    for world in worlds(&[Protocol::UDP]) {
+        world.is_sent_to(&Datagram { part: part(0, true), ..world.asks() }, 1);
+        world.maps.set_state(BackendId(1), BackendState::UdpGone);
+        assert_eq!(world.forward(&Datagram { part: part(16, false), ..world.asks() }), Err(Reason::FragmentUnknown));
+    }
+}
