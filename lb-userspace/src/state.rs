@@ -47,6 +47,9 @@ pub struct State {
     pub last_sweep: Option<LastSweep>,
     /// What someone should look at.
     pub warnings: Vec<String>,
+    /// The maps in which the last audit found something else than was programmed.
+    #[serde(default)]
+    pub altered: Vec<String>,
     /// What each backend, by its id, had been chosen for when the slots of its service last changed: how even a service
     /// is can be judged from there on only.
     pub counted_from: BTreeMap<u32, u64>,

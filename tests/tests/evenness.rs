@@ -59,6 +59,7 @@ fn main() -> ExitCode {
     add("two first packets of a flow on two cpus draw one ticket", Stage::twins_draw_one_ticket);
     add("dnsperf and dig are spread evenly", Stage::dnsperf_and_dig_are_spread);
     add("connections over tcp are spread evenly", Stage::connections_are_spread);
+    add("queries from a port that has a flow of another frontend are answered by their own", Stage::ports_have_a_past);
     harness::run(trials)
 }
 
@@ -76,7 +77,7 @@ fn on_stage(shared: &Shared, family: Family, body: fn(&mut Stage, Family) -> Res
 impl Stage {
     fn is_even(&mut self, selector: &'static str, schedule: Schedule, family: Family) -> Result<()> {
         self.configure(Method { selector, schedule, weights: None })?;
-        let client = if selector == "rr" { Client::First } else { Client::Second };
+        let client = schedule.client(if selector == "nth" { Client::Nth } else { Client::RoundRobin });
         for (cpus, count) in cpus_and_rounds() {
             let (asked, _) = self.ask(schedule, client, family, cpus, count)?;
             ensure!(spread(&asked) <= 1, "{count} from {cpus} CPUs: {asked:?}");
@@ -88,7 +89,7 @@ impl Stage {
         self.configure(Method { selector: "wrr", schedule, weights: Some(weights) })?;
         for (cpus, count) in cpus_and_rounds() {
             let before = self.to_the_start_of_a_cycle(schedule, weights, family)?;
-            let (asked, answers) = self.ask(schedule, Client::Third, family, cpus, count)?;
+            let (asked, answers) = self.ask(schedule, schedule.client(Client::Weighted), family, cpus, count)?;
             ensure!(within_one(&asked, &weights), "{count} from {cpus} CPUs, {before} before: {asked:?}");
             if cpus == 1 {
                 // What one CPU sends arrives in its order, so that the promise can be seen after every choice.
@@ -103,7 +104,7 @@ impl Stage {
             let weighted = (weights != EQUAL).then_some(weights);
             self.configure(Method { selector: "random", schedule, weights: weighted })?;
             for cpus in [1, 2] {
-                let (asked, _) = self.ask(schedule, Client::Fourth, family, cpus, 12_000)?;
+                let (asked, _) = self.ask(schedule, schedule.client(Client::Random), family, cpus, 12_000)?;
                 let p = chi_square::p_value(&asked, &weights);
                 ensure!((1e-6..1.0 - 1e-6).contains(&p), "weights {weights:?}, {cpus} CPUs: {asked:?} has p = {p:e}");
             }
@@ -114,9 +115,9 @@ impl Stage {
     fn twins_draw_one_ticket(&mut self, family: Family) -> Result<()> {
         const AT_ONCE: usize = 1000;
         self.configure(Method { selector: "rr", schedule: Schedule::PerFlow, weights: None })?;
-        let ports = self.fresh_ports(Client::First, family, 20_000)?;
+        let ports = self.fresh_ports(Client::RoundRobin, family, 20_000)?;
         let before = self.count(family, "udp")?;
-        let client = &self.lab.clients()[Client::First as usize].namespace;
+        let client = &self.lab.clients()[Client::RoundRobin as usize].namespace;
         let twins = twins::ask(client, frontend(family, 0), ports, AT_ONCE)?;
         let counted = self.count(family, "udp")?.since(&before);
         let flows = twins.by_flow.len();
@@ -150,10 +151,10 @@ impl Stage {
         ensure!(counted.arrivals.iter().sum::<u64>() == 12_000, "{:?} arrived", counted.arrivals);
 
         let before = self.count(family, "udp")?;
-        let ports = self.fresh_ports(Client::Fifth, family, 8)?;
+        let ports = self.fresh_ports(Client::Tools, family, 8)?;
         // Their own ports, below those that the kernel gave to dnsperf.
         ensure!(ports.end < 32_768, "ports {ports:?}");
-        let host = &self.lab.clients()[Client::Fifth as usize];
+        let host = &self.lab.clients()[Client::Tools as usize];
         let own = if family == Family::V4 { host.v4 } else { host.v6 };
         let mut answered = BTreeMap::new();
         for port in ports {
@@ -167,10 +168,31 @@ impl Stage {
         Ok(())
     }
 
+    fn ports_have_a_past(&mut self, family: Family) -> Result<()> {
+        let other = |schedule| Method { selector: "rr", schedule, weights: None };
+        self.configure(other(Schedule::PerFlow))?;
+        let client = self.lab.clients()[Client::Tools as usize].namespace.clone();
+        let ports = self.fresh_ports(Client::Tools, family, 2 * BACKENDS)?;
+        let answers = Ask::from_each_port(frontend(family, 0), ports.clone()).run(&client)?;
+        ensure!(answers.is_clean(), "{} unanswered", answers.unanswered());
+        self.configure(other(Schedule::PerPacket))?;
+        for port in ports {
+            let before = self.count(family, "udp")?;
+            let answers = Ask::from_one_socket(frontend(family, 1), 100).port(port).run(&client)?;
+            let (unanswered, wrong) = (answers.unanswered(), answers.wrong_source);
+            ensure!(answers.is_clean(), "port {port}: {unanswered} unanswered, {wrong} from a wrong source");
+            let counted = self.count(family, "udp")?.since(&before);
+            // The backend of the flow could not tell its answers apart, so that the next one has its turns as well.
+            ensure!((counted.tickets, counted.refused) == (100, 0), "port {port}: {counted:?}");
+            ensure!(counted.diverted == 25, "port {port}: {} diverted", counted.diverted);
+        }
+        Ok(())
+    }
+
     fn connections_are_spread(&mut self, family: Family) -> Result<()> {
         self.configure(Method { selector: "rr", schedule: Schedule::PerFlow, weights: None })?;
         let before = self.count(family, "tcp")?;
-        let client = &self.lab.clients()[Client::Fifth as usize].namespace;
+        let client = &self.lab.clients()[Client::Tools as usize].namespace;
         for number in 0..12 {
             let answer = dig::tcp(client, frontend(family, number), WHO)?;
             ensure!(answer.over_tcp && answer.status == "NOERROR", "{answer:?}");
@@ -228,18 +250,30 @@ struct Method {
     weights: Option<[u64; BACKENDS]>,
 }
 
-/// Who asks; a client's ports are as many as four of the trials need.
+impl Schedule {
+    /// Who asks: one of its own for each selector's flows, since a client has not more ports than that takes. One that
+    /// asks from one socket is another again, for its ports must have no flows.
+    fn client(self, of_flows: Client) -> Client {
+        match self {
+            Self::PerFlow => of_flows,
+            Self::PerPacket => Client::OneSocket,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Client {
-    First,
-    Second,
-    Third,
-    Fourth,
-    Fifth,
+    RoundRobin,
+    Nth,
+    Weighted,
+    Random,
+    OneSocket,
+    Tools,
 }
 
 impl Client {
-    const COUNT: usize = Self::Fifth as usize + 1;
+    const ALL: [Self; 6] =
+        [Self::RoundRobin, Self::Nth, Self::Weighted, Self::Random, Self::OneSocket, Self::Tools];
 }
 
 /// The lab with its servers and Evenkeel, and how far its clients' ports are used up.
@@ -251,20 +285,20 @@ struct Stage {
     _engine: Engine,
     servers: Vec<Bind>,
     lab: Lab,
-    ports: [[Ports; 2]; Client::COUNT],
+    ports: [[Ports; 2]; Client::ALL.len()],
     runs: usize,
 }
 
 impl Stage {
     fn set() -> Result<Self> {
-        let lab = Lab::up(Layout { clients: Client::COUNT, backends: BACKENDS, ..Layout::default() })?;
+        let lab = Lab::up(Layout { clients: Client::ALL.len(), backends: BACKENDS, ..Layout::default() })?;
         let servers = Bind::start_all(&lab)?;
         let _engine = Engine::start(&lab)?;
         let method = Method { selector: "rr", schedule: Schedule::PerFlow, weights: None };
         let evenkeel = Evenkeel::start(&lab, &configuration(&lab, method))?;
         let mut stage = Self { evenkeel, method, _engine, servers, lab, ports: Default::default(), runs: 0 };
         for family in Family::ALL {
-            for client in [Client::First, Client::Second, Client::Third, Client::Fourth, Client::Fifth] {
+            for client in Client::ALL {
                 // Neighbours are found before order matters.
                 stage.ask(Schedule::PerFlow, client, family, 1, 8)?;
             }
@@ -302,21 +336,14 @@ impl Stage {
         let counted = self.count(family, "udp")?.since(&before);
         let (unanswered, wrong) = (answers.unanswered(), answers.wrong_source);
         if !answers.is_clean() {
-            // DEBUG
             let text = format!(
                 "{what}\n{}\n{}\n{}\n{}",
                 self.evenkeel.status()?,
                 self.evenkeel.ls(&[])?,
                 self.evenkeel.log()?,
                 self.lab.balancer().sh("ip neigh")?
-            ); // DEBUG
-            std::fs::write("/tmp/sa-fail.txt", text)?; // DEBUG
-            let again = Ask::from_one_socket(server, 40).run(&self.lab.clients()[client as usize].namespace)?; // DEBUG
-            eprintln!("again: {} wrong {:?}", again.wrong_source, again.counts()); // DEBUG
             if std::env::var_os("SA_HOLD").is_some() {
                 std::thread::sleep(std::time::Duration::from_secs(600));
-            } // DEBUG
-        } // DEBUG
         ensure!(answers.is_clean(), "{what}: {unanswered} unanswered, {wrong} from a wrong source: {answers:?}");
         let answered: Vec<_> = answers.of_backends(BACKENDS).into_iter().map(|count| count as u64).collect();
         counted.drew(count).context(what.clone())?;
@@ -332,7 +359,7 @@ impl Stage {
     /// Runs dnsperf to its end: all is answered.
     fn load(&self, load: Dnsperf, family: Family) -> Result<Count> {
         let before = self.count(family, "udp")?;
-        let report = load.run(&self.lab, &self.lab.clients()[Client::Fifth as usize].namespace)?;
+        let report = load.run(&self.lab, &self.lab.clients()[Client::Tools as usize].namespace)?;
         ensure!((report.sent, report.completed, report.lost) == (12_000, 12_000, 0), "{report:?}");
         Ok(self.count(family, "udp")?.since(&before))
     }
@@ -353,7 +380,7 @@ impl Stage {
         };
         let left = usize::try_from((cycle - place()?) % cycle)?;
         if left > 0 {
-            self.ask(schedule, Client::Third, family, 1, left)?;
+            self.ask(schedule, schedule.client(Client::Weighted), family, 1, left)?;
         }
         ensure!(place()? == 0, "the cursor is at {} of {cycle} after {left} choices", place()?);
         Ok(left)

@@ -182,7 +182,7 @@ impl Stage {
     fn queries_go_where_flows_would(&mut self, family: Family) -> Result<()> {
         for (list, (name, rules, _)) in lists().into_iter().enumerate() {
             let before = self.serve(list, &rules, family, Schedule::PerPacket)?;
-            let ask = Ask::from_one_socket(frontend(family), CONNECTIONS);
+            let ask = Ask::from_one_socket(frontend(family, self.port), CONNECTIONS);
             let answers = self.clean(&ask)?;
             equal(&answers, &expected(&rules, 0)).with_context(|| name.to_owned())?;
             self.counted_as(&before, &answers, family).with_context(|| name.to_owned())?;
@@ -210,7 +210,7 @@ impl Stage {
         self.serve(lists().len(), &rules, family, Schedule::PerFlow)?;
         // One after the other, so that each is judged with what became of the one before it.
         let port = self.ports.take(1).start;
-        let answers = self.clean(&Ask::from_one_socket(frontend(family), 8).port(port).window(1))?;
+        let answers = self.clean(&Ask::from_one_socket(frontend(family, self.port), 8).port(port).window(1))?;
         let first_three = [None; 3].into_iter().chain([Some(5); 5]).map(name).collect::<Vec<_>>();
         equal(&answers, &first_three)
     }
@@ -233,8 +233,8 @@ fn equal(answers: &Answers, expected: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn frontend(family: Family) -> SocketAddr {
-    SocketAddr::new(FRONTENDS[usize::from(family == Family::V6)], 53)
+fn frontend(family: Family, port: u16) -> SocketAddr {
+    SocketAddr::new(FRONTENDS[usize::from(family == Family::V6)], port)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,7 +251,8 @@ struct Stage {
     _servers: Vec<Bind>,
     lab: Lab,
     ports: Ports,
-    services: usize,
+    /// Where the rules are served now.
+    port: u16,
 }
 
 impl Stage {
@@ -265,7 +266,7 @@ impl Stage {
             // A port is a new one again once the kernel has forgotten its connections, which starting does.
             let reference = Reference::start(&lab, &Rules::Nth(rules.clone()), 53)?;
             for family in Family::ALL {
-                let ask = Ask::from_each_port(frontend(family), Ports::default().take(CONNECTIONS));
+                let ask = Ask::from_each_port(frontend(family, 53), Ports::default().take(CONNECTIONS));
                 let answers = ask.run(&lab.client().namespace)?;
                 ensure!(answers.is_clean(), "{name}, iptables, {family}: {} unanswered", answers.unanswered());
                 equal(&answers, &expected(&rules, 0))
@@ -279,10 +280,11 @@ impl Stage {
         Ok(Self { evenkeel, iptables, _servers: servers, lab, ports: Ports::default(), services: 0 })
     }
 
-    /// Replaces whatever is served by one service with these rules, new so that its first ticket is 0.
+    /// Replaces whatever is served by these rules, at the next port: a service is known by its frontends, and a known one
+    /// would go on with the tickets it was at.
     fn serve(&mut self, list: usize, rules: &[Nth], family: Family, schedule: Schedule) -> Result<Counted> {
-        self.services += 1;
-        let configuration = configuration(&self.lab, self.services, rules, family, schedule);
+        self.port += 1;
+        let configuration = configuration(&self.lab, self.port, rules, family, schedule);
         let told = self.evenkeel.reload(&configuration)?;
         ensure!(told.as_deref() == Some("configuration applied"), "list {list}: {told:?}");
         self.counted(family)
@@ -291,7 +293,7 @@ impl Stage {
     /// As many new flows as there are connections.
     fn ask_from_each_port(&mut self, family: Family) -> Result<Answers> {
         let ports = self.ports.take(CONNECTIONS);
-        self.clean(&Ask::from_each_port(frontend(family), ports))
+        self.clean(&Ask::from_each_port(frontend(family, self.port), ports))
     }
 
     fn clean(&self, ask: &Ask) -> Result<Answers> {
@@ -313,7 +315,7 @@ impl Stage {
 
     fn counted(&self, family: Family) -> Result<Counted> {
         let listing = self.evenkeel.ls(&["--stats"])?;
-        let key = format!("{}/udp", frontend(family));
+        let key = format!("{}/udp", frontend(family, self.port));
         let has_it =
             |service: &&Value| service["frontends"].as_array().is_some_and(|keys| keys.contains(&key.as_str().into()));
         let services = listing["services"].as_array().context("a listing of services")?;
@@ -346,20 +348,20 @@ struct Counted {
     unmatched: u64,
 }
 
-fn configuration(lab: &Lab, service: usize, rules: &[Nth], family: Family, schedule: Schedule) -> String {
+fn configuration(lab: &Lab, port: u16, rules: &[Nth], family: Family, schedule: Schedule) -> String {
     let rules = rules.iter().map(|rule| {
         let host = &lab.backends()[rule.backend];
-        let backend = if family == Family::V4 { host.v4 } else { host.v6 };
+        let backend = SocketAddr::new(if family == Family::V4 { host.v4 } else { host.v6 }, 53);
         format!("{{ every = {}, packet = {}, backend = \"{backend}\" }}", rule.every, rule.packet)
     });
     let schedule = match schedule {
         Schedule::PerFlow => "per-flow",
         Schedule::PerPacket => "per-packet",
     };
-    let address = frontend(family).ip();
+    let address = frontend(family, port).ip();
     format!(
-        "[[service]]\nname = \"rules-{service}\"\n\
-         listen = [{{ address = \"{address}\", port = 53, protocols = [\"udp\"] }}]\n\
+        "[[service]]\nname = \"rules-{port}\"\n\
+         listen = [{{ address = \"{address}\", port = {port}, protocols = [\"udp\"] }}]\n\
          selector = \"nth\"\nschedule = \"{schedule}\"\nrules = [{}]\n",
         rules.collect::<Vec<_>>().join(", ")
     )

@@ -91,6 +91,7 @@ impl Report {
 
 fn render(report: &Report, now: Moment, paint: Paint) -> String {
     let mut out = facts(report, now, paint);
+    out += &section("Altered by someone else", bullets(&report.state.altered, paint, Tone::Warning), paint);
     out += &section("Look at this", bullets(&report.state.warnings, paint, Tone::Warning), paint);
     if let Some(refusal) = &report.state.last_refusal {
         let title = format!("Refused {}; what was running before goes on", refusal.at.ago(now));

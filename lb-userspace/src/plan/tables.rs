@@ -27,6 +27,22 @@ pub struct Tables {
     pub endpoints: BTreeMap<SocketKey, Endpoint>,
 }
 
+impl Tables {
+    /// The names of the maps in which `other` differs.
+    pub fn differing(&self, other: &Self) -> Vec<&'static str> {
+        let maps = [
+            ("FRONTENDS", self.frontends != other.frontends),
+            ("FRONTEND_INFO", self.frontend_infos != other.frontend_infos),
+            ("SERVICES", self.services != other.services),
+            ("POLICIES", self.policies != other.policies),
+            ("SLOTS", self.runs != other.runs),
+            ("BACKENDS", self.backends != other.backends),
+            ("ENDPOINTS", self.endpoints != other.endpoints),
+        ];
+        maps.into_iter().filter(|(_, differs)| *differs).map(|(map, _)| map).collect()
+    }
+}
+
 /// Where a run of slots begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Run {

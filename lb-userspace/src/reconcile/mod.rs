@@ -18,7 +18,7 @@ use lb_common::{
     service::ServiceId,
 };
 use sd_notify::NotifyState;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     capacity::Capacity,
@@ -130,7 +130,10 @@ pub async fn run(options: &Options) -> Result<(), RunError> {
                 notify(&[NotifyState::Ready, NotifyState::Status(told)]);
             }
             Event::Network => {}
-            Event::Sweep => world.sweep(),
+            Event::Sweep => {
+                world.audit();
+                world.sweep();
+            }
         }
         let backends = target::backends(&world.desired);
         match network.view(&backends) {
@@ -411,6 +414,23 @@ impl<D: Dataplane> World<D> {
         }
         if let Err(error) = self.bring_about(target, view, None, "network") {
             warn!(%error, "the network has changed and could not be followed");
+        }
+    }
+
+    /// Compares the maps with what was programmed. A difference is told and left alone: whoever made it should be found.
+    fn audit(&mut self) {
+        if self.is_half_done {
+            return;
+        }
+        match self.dataplane.read() {
+            Ok(found) => {
+                let altered: Vec<String> = self.tables.differing(&found).into_iter().map(String::from).collect();
+                if altered != self.state.altered && !altered.is_empty() {
+                    error!(maps = altered.join(", "), "the maps are not what was programmed: someone else writes them");
+                }
+                self.state.altered = altered;
+            }
+            Err(error) => warn!(%error, "audit"),
         }
     }
 

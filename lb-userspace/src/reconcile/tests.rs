@@ -291,3 +291,22 @@ fn what_nobody_speaks_for_is_doubted_once_until_the_links_change() {
     meet(&mut view, BR0, "10.0.0.4", mac(78));
     assert_eq!(asker.questions(&view, &view, &backends).len(), 1, "another answer");
 }
+
+#[test]
+fn what_someone_else_writes_into_the_maps_is_told_and_left_alone() {
+    let (mut world, _folder) = world(empty(), &[]);
+    world.begin(loaded(&["10.100.13.2"]), &lab()).expect("the configuration is sound");
+    world.audit();
+    assert_eq!(world.state.altered, Vec::<String>::new());
+
+    let id = *world.tables.backends.keys().next().expect("there is a backend");
+    world.dataplane.memory.apply(&[Change::SetBackendState(id, BackendState::Dead)]).expect("memory takes it");
+    let altered = world.dataplane.read().expect("memory can be read");
+    world.audit();
+    assert_eq!(world.state.altered, ["BACKENDS"]);
+    assert_eq!(world.dataplane.read().expect("memory can be read"), altered, "nothing was repaired in silence");
+
+    world.dataplane.memory.apply(&[Change::SetBackendState(id, BackendState::Use)]).expect("memory takes it");
+    world.audit();
+    assert_eq!(world.state.altered, Vec::<String>::new());
+}
