@@ -68,7 +68,7 @@ impl Ask {
         self
     }
 
-    /// Binds the one socket, or with several CPUs the first of them, to this port; to a free one unless said.
+    /// Binds the one socket to this port, or with several CPUs theirs to this one and the next; to free ones unless said.
     ///
     /// # Panics
     /// When it asks from each port of a range.
@@ -141,7 +141,8 @@ impl Ask {
         let cut = |part: usize| self.count() * part / self.cpus;
         let (from, to) = (cut(part), cut(part + 1));
         match &self.sockets {
-            Sockets::One(_, port) => Sockets::One(to - from, if part == 0 { *port } else { 0 }),
+            Sockets::One(_, 0) => Sockets::One(to - from, 0),
+            Sockets::One(_, port) => Sockets::One(to - from, port + u16::try_from(part).expect("few CPUs")),
             Sockets::Each(ports) => {
                 let port = |offset: usize| ports.start + u16::try_from(offset).expect("an offset within the ports");
                 Sockets::Each(port(from)..port(to))

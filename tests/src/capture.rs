@@ -25,7 +25,8 @@ impl Capture {
     pub fn start(lab: &Lab, namespace: &Namespace, device: &str, filter: &str) -> Result<Self> {
         let log = lab.directory("tcpdump")?.join(format!("log-{}-{device}", namespace.name()));
         let mut command = namespace.command("tcpdump");
-        command.args(["-i", device, "-n", "-tt", "-q", "-l", "--immediate-mode", "-B", "8192", filter]);
+        // The headers alone: a buffer has room for few whole packets.
+        command.args(["-i", device, "-n", "-tt", "-q", "-s", "96", "-B", "8192", "--immediate-mode", filter]);
         let mut running = Running::start("tcpdump", command, &log)?;
         wait_until("tcpdump listens", Duration::from_secs(5), || {
             ensure!(running.is_running()?, "tcpdump has ended: {}", running.log_tail());

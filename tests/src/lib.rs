@@ -37,6 +37,7 @@ pub mod packet;
 pub mod tap;
 
 pub mod harness;
+pub mod losses;
 
 pub mod cleanup;
 pub mod process;

@@ -149,10 +149,10 @@ impl Schedule {
     }
 
     /// Its backends in a [`Stage`]: an endpoint serves one schedule only.
-    fn backends(self, lab: &Lab) -> [&Host; 2] {
+    fn of<T>(self, backends: &[T]) -> [&T; 2] {
         match self {
-            Self::PerFlow => [&lab.backends()[0], &lab.backends()[1]],
-            Self::PerPacket => [&lab.backends()[2], &lab.backends()[3]],
+            Self::PerFlow => [&backends[0], &backends[1]],
+            Self::PerPacket => [&backends[2], &backends[3]],
         }
     }
 }
@@ -162,6 +162,8 @@ struct Stage {
     binds: Vec<Bind>,
     evenkeel: Evenkeel,
     next_id: u16,
+    at_client: Tap,
+    at_backends: Vec<Tap>,
     lab: Lab,
 }
 
@@ -170,7 +172,10 @@ impl Stage {
         let lab = Lab::up(Layout { reach, ..Layout::default() })?;
         let binds = Bind::start_all(&lab)?;
         let evenkeel = Evenkeel::start(&lab, &configuration(&lab, "auto"))?;
-        Ok(Self { binds, evenkeel, next_id: 0, lab })
+        let at_client = Tap::listen(&lab.client().namespace)?;
+        let listen = |host: &Host| Tap::listen(&host.namespace);
+        let at_backends = lab.backends().iter().map(listen).collect::<Result<Vec<_>>>()?;
+        Ok(Self { binds, evenkeel, next_id: 0, at_client, at_backends, lab })
     }
 
     fn go_by(&mut self, way: &str) -> Result<()> {
@@ -204,15 +209,14 @@ impl Stage {
     ) -> Result<()> {
         self.next_id += 1;
         let message = query(self.next_id, name, query_size);
-        let backends = schedule.backends(&self.lab);
+        let backends = schedule.of(self.lab.backends());
         let own = |host: &Host| if frontend.is_ipv4() { host.v4 } else { host.v6 };
         let mut direct = Vec::new();
         for host in backends {
             direct.push(exchange(&host.namespace, (own(host), 53).into(), &message)?.bytes);
         }
         let client = self.lab.client();
-        let at_client = Tap::listen(&client.namespace)?;
-        let at_backends = [Tap::listen(&backends[0].namespace)?, Tap::listen(&backends[1].namespace)?];
+        let (at_client, at_backends) = self.listen_anew(schedule)?;
         let server = SocketAddr::new(frontend, schedule.port());
         let mut answered = [0; 2];
         for _ in 0..2 {
@@ -234,12 +238,11 @@ impl Stage {
     /// A query and an answer without a checksum, IPv4's privilege, by either frontend of one service.
     fn send_without_checksum(&mut self, schedule: Schedule) -> Result<()> {
         let (client, frontend, service) = (self.lab.client(), FRONTENDS[0], schedule.port());
-        let at_client = Tap::listen(&client.namespace)?;
+        let (at_client, at_backends) = self.listen_anew(schedule)?;
         // Takes the answers, so that nobody tells the server that no one wants them.
         let socket = client.namespace.enter(|| Ok(UdpSocket::bind(("0.0.0.0", 0))?))?;
         let port = socket.local_addr()?.port();
-        let backends = schedule.backends(&self.lab);
-        let at_backends = [Tap::listen(&backends[0].namespace)?, Tap::listen(&backends[1].namespace)?];
+        let backends = schedule.of(self.lab.backends());
 
         let (from, to) = (client.v4.to_string(), frontend.to_string());
         let message = query(1, WHO, 0);
@@ -262,6 +265,15 @@ impl Stage {
         ensure!(head.checksum == 0, "the answer got a checksum: {:#06x}", head.checksum);
         ensure!((head.source, head.destination) == (service, port), "{head:?}");
         Ok(())
+    }
+
+    /// The taps of the client and of a service's backends, what was seen before forgotten.
+    fn listen_anew(&self, schedule: Schedule) -> Result<(&Tap, [&Tap; 2])> {
+        let of_service = schedule.of(&self.at_backends);
+        for tap in [&self.at_client].into_iter().chain(of_service) {
+            tap.seen()?;
+        }
+        Ok((&self.at_client, of_service))
     }
 
     /// Takes everything away; nothing was dropped by the data path.
@@ -309,7 +321,7 @@ impl Road {
 }
 
 fn configuration(lab: &Lab, way: &str) -> String {
-    let service = |schedule: Schedule| service(schedule, schedule.port(), &schedule.backends(lab));
+    let service = |schedule: Schedule| service(schedule, schedule.port(), &schedule.of(lab.backends()));
     format!("way = \"{way}\"\n{}{}", service(Schedule::PerFlow), service(Schedule::PerPacket))
 }
 

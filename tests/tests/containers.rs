@@ -28,10 +28,13 @@ fn main() -> ExitCode {
     let on_root = |name, body: fn() -> Result<()>| trial(name, Needs::Root, body);
     run(vec![
         on_root("a container behind a bridge restarts under load and is found at its new port", || {
-            restarts_under_load(Reach::Bridge)
+            restarts_under_load(Reach::Bridge, "redirect-peer")
+        }),
+        on_root("a container behind a bridge restarts under load and is found at its new mac", || {
+            restarts_under_load(Reach::Bridge, "redirect-neigh")
         }),
         on_root("a container on a plain veth restarts under load and is found at its new one", || {
-            restarts_under_load(Reach::Veths)
+            restarts_under_load(Reach::Veths, "redirect-peer")
         }),
     ])
 }
@@ -40,12 +43,12 @@ const BACKENDS: usize = 3;
 /// The backend that restarts, counted from 0.
 const RESTARTED: usize = 2;
 
-fn restarts_under_load(reach: Reach) -> Result<()> {
+fn restarts_under_load(reach: Reach, way: &str) -> Result<()> {
     let mut lab = Lab::up(Layout { reach, backends: BACKENDS, ..Layout::default() })?;
     let mut binds = Bind::start_all(&lab)?;
     let nginx = Nginx::start(&lab, "b1", &lab.backends()[0])?;
-    let mut evenkeel = Evenkeel::start(&lab, &configuration(&lab))?;
-    evenkeel.wait_for_way("redirect-peer")?;
+    let mut evenkeel = Evenkeel::start_with(&lab, &configuration(&lab), &["--way", way])?;
+    evenkeel.wait_for_way(way)?;
     let client = lab.client().namespace.clone();
     let file = lab.directory("download")?.join("large");
     let download = Download::start(&client, &curl::url((FRONTENDS[0], 80).into(), "/large"), LARGE / 6, file.clone())?;
@@ -59,25 +62,23 @@ fn restarts_under_load(reach: Reach) -> Result<()> {
         let threads = [scope.spawn(|| v4.ask(Ports::default())), scope.spawn(|| v6.ask(upper))];
         let outcome = (|| {
             wait_for_rounds(&crowd, 5)?;
-            let mut tallies = take_tallies(&crowd);
-            ensure!(tallies.iter().all(|tally| tally.unanswered == 0), "before the restart: {tallies:?}");
+            for tally in take_tallies(&crowd) {
+                tally.nobody_else_noticed()?;
+                ensure!(tally.unanswered == 0, "before the restart: {tally:?}");
+            }
             restart(&mut lab, &mut binds)?;
-            wait_for_port(&evenkeel, lab.port(RESTARTED))?;
-            // Those that were asked before that may still be waiting.
-            wait_for_rounds(&crowd, 2)?;
-            tallies.extend(take_tallies(&crowd));
+            if way == "redirect-peer" {
+                wait_for_port(&evenkeel, lab.port(RESTARTED))?;
+            }
+            wait_for_answers(&crowd)?;
             ensure!(fs::metadata(&file)?.len() < LARGE as u64, "the download was over before the restart was");
-            wait_for_rounds(&crowd, 10)?;
-            Ok(tallies)
+            wait_for_rounds(&crowd, 10)
         })();
         crowd.iter().for_each(Asker::stop);
         for thread in threads {
             thread.join().expect("no client panics")?;
         }
-        for tally in outcome? {
-            tally.nobody_else_noticed()?;
-        }
-        Ok(())
+        outcome
     })?;
     for tally in take_tallies(&crowd) {
         tally.nobody_else_noticed()?;
@@ -132,7 +133,7 @@ impl Asker {
 
     fn ask(&self, mut ports: Ports) -> Result<()> {
         while !self.tally().is_over {
-            let ask = Ask::from_each_port(self.server, ports.take(30)).window(8).patience(Duration::from_millis(500));
+            let ask = Ask::from_each_port(self.server, ports.take(30)).window(8).patience(Duration::from_secs(1));
             let answers = ask.run(&self.client)?;
             let mut tally = self.tally();
             tally.rounds += 1;
@@ -167,6 +168,19 @@ impl Tally {
         ensure!(is_even && odd == 0, "{self:?}");
         Ok(())
     }
+}
+
+/// Waits until both clients get answers to all they ask, the restarted container's included; meanwhile, and before,
+/// nobody else has noticed anything.
+fn wait_for_answers(crowd: &[Asker; 2]) -> Result<()> {
+    let mut is_served = [false; 2];
+    wait_until("the restarted container answers", Duration::from_secs(10), || {
+        for (tally, is_served) in take_tallies(crowd).iter().zip(&mut is_served) {
+            tally.nobody_else_noticed()?;
+            *is_served = if tally.rounds == 0 { *is_served } else { tally.unanswered == 0 };
+        }
+        Ok(is_served == [true; 2])
+    })
 }
 
 /// Takes the tallies, which begin anew.

@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::{addr::Family, service::ServiceId};
 use lb_userspace::dataplane::{maps::Maps, pins::Pins};
 use serde_json::Value;
@@ -22,6 +22,7 @@ use testbed::{
     evenkeel::Evenkeel,
     harness::{self, Needs},
     lab::{FRONTENDS, Lab, Layout},
+    losses::losses,
     twins,
 };
 
@@ -88,7 +89,7 @@ impl Stage {
     fn is_within_one(&mut self, schedule: Schedule, weights: [u64; BACKENDS], family: Family) -> Result<()> {
         self.configure(Method { selector: "wrr", schedule, weights: Some(weights) })?;
         for (cpus, count) in cpus_and_rounds() {
-            let before = self.to_the_start_of_a_cycle(schedule, weights, family)?;
+            let before = self.go_to_the_start_of_a_cycle(schedule, weights, family)?;
             let (asked, answers) = self.ask(schedule, schedule.client(Client::Weighted), family, cpus, count)?;
             ensure!(within_one(&asked, &weights), "{count} from {cpus} CPUs, {before} before: {asked:?}");
             if cpus == 1 {
@@ -124,8 +125,9 @@ impl Stage {
         ensure!(twins.at_once >= AT_ONCE, "of {flows} flows only {} were sent by two CPUs at once", twins.at_once);
         ensure!(twins.strange == 0, "{} strange answers", twins.strange);
         for (flow, answers) in twins.by_flow.iter().enumerate() {
-            let is_one = matches!(answers, [Some(first), Some(second)] if first == second);
-            ensure!(is_one, "flow {flow} of {flows} is answered by {answers:?}");
+            if !matches!(answers, [Some(first), Some(second)] if first == second) {
+                bail!("flow {flow} of {flows} is answered by {answers:?}: {}", self.clues(&counted)?);
+            }
         }
         counted.drew(flows)?;
         ensure!(spread(&counted.choices) <= 1, "{flows} flows: {:?}", counted.choices);
@@ -139,13 +141,13 @@ impl Stage {
         self.configure(Method { selector: "rr", schedule: Schedule::PerPacket, weights: None })?;
         for clients in [1, 2] {
             let load = Dnsperf { clients, threads: clients, ..Dnsperf::to(server) };
-            let counted = self.load(load, family)?;
+            let counted = self.load(load, Client::OneSocket, family)?;
             counted.drew(12_000)?;
             ensure!(counted.choices == [3000; BACKENDS], "{clients} sockets: {:?}", counted.choices);
             ensure!(counted.arrivals == counted.choices, "{:?} arrived", counted.arrivals);
         }
         self.configure(Method { selector: "rr", schedule: Schedule::PerFlow, weights: None })?;
-        let counted = self.load(Dnsperf { clients: 20, threads: 2, ..Dnsperf::to(server) }, family)?;
+        let counted = self.load(Dnsperf { clients: 20, threads: 2, ..Dnsperf::to(server) }, Client::Tools, family)?;
         counted.drew(20)?;
         ensure!(counted.choices == [5; BACKENDS], "20 sockets: {:?}", counted.choices);
         ensure!(counted.arrivals.iter().sum::<u64>() == 12_000, "{:?} arrived", counted.arrivals);
@@ -272,8 +274,7 @@ enum Client {
 }
 
 impl Client {
-    const ALL: [Self; 6] =
-        [Self::RoundRobin, Self::Nth, Self::Weighted, Self::Random, Self::OneSocket, Self::Tools];
+    const ALL: [Self; 6] = [Self::RoundRobin, Self::Nth, Self::Weighted, Self::Random, Self::OneSocket, Self::Tools];
 }
 
 /// The lab with its servers and Evenkeel, and how far its clients' ports are used up.
@@ -328,23 +329,19 @@ impl Stage {
         let server = frontend(family, self.runs);
         let ask = match schedule {
             Schedule::PerFlow => Ask::from_each_port(server, self.fresh_ports(client, family, count)?),
-            Schedule::PerPacket => Ask::from_one_socket(server, count),
+            // A pair of client and backend that is asked through another frontend as well would be kept apart.
+            Schedule::PerPacket => {
+                Ask::from_one_socket(server, count).port(self.fresh_ports(client, family, cpus)?.start)
+            }
         };
         let what = format!("{count} queries to {server} from {cpus} CPUs");
         let before = self.count(family, "udp")?;
         let answers = ask.cpus(cpus).run(&self.lab.clients()[client as usize].namespace)?;
         let counted = self.count(family, "udp")?.since(&before);
-        let (unanswered, wrong) = (answers.unanswered(), answers.wrong_source);
         if !answers.is_clean() {
-            let text = format!(
-                "{what}\n{}\n{}\n{}\n{}",
-                self.evenkeel.status()?,
-                self.evenkeel.ls(&[])?,
-                self.evenkeel.log()?,
-                self.lab.balancer().sh("ip neigh")?
-            if std::env::var_os("SA_HOLD").is_some() {
-                std::thread::sleep(std::time::Duration::from_secs(600));
-        ensure!(answers.is_clean(), "{what}: {unanswered} unanswered, {wrong} from a wrong source: {answers:?}");
+            let (unanswered, wrong) = (answers.unanswered(), answers.wrong_source);
+            bail!("{what}: {unanswered} unanswered, {wrong} from a wrong source: {}", self.clues(&counted)?);
+        }
         let answered: Vec<_> = answers.of_backends(BACKENDS).into_iter().map(|count| count as u64).collect();
         counted.drew(count).context(what.clone())?;
         ensure!(
@@ -357,15 +354,24 @@ impl Stage {
     }
 
     /// Runs dnsperf to its end: all is answered.
-    fn load(&self, load: Dnsperf, family: Family) -> Result<Count> {
+    fn load(&self, load: Dnsperf, client: Client, family: Family) -> Result<Count> {
         let before = self.count(family, "udp")?;
-        let report = load.run(&self.lab, &self.lab.clients()[Client::Tools as usize].namespace)?;
-        ensure!((report.sent, report.completed, report.lost) == (12_000, 12_000, 0), "{report:?}");
-        Ok(self.count(family, "udp")?.since(&before))
+        let report = load.run(&self.lab, &self.lab.clients()[client as usize].namespace)?;
+        let counted = self.count(family, "udp")?.since(&before);
+        if (report.sent, report.completed, report.lost) != (12_000, 12_000, 0) {
+            bail!("{report:?}: {}", self.clues(&counted)?);
+        }
+        Ok(counted)
+    }
+
+    /// What may tell why a query has no answer.
+    fn clues(&self, counted: &Count) -> Result<String> {
+        let not_balanced = &self.evenkeel.status()?["not_balanced"];
+        Ok(format!("{counted:?}, not balanced: {not_balanced}, lost in the lab: {:?}", losses(&self.lab)?))
     }
 
     /// Asks until the service's next ticket is the first of a cycle, and says how often.
-    fn to_the_start_of_a_cycle(
+    fn go_to_the_start_of_a_cycle(
         &mut self,
         schedule: Schedule,
         weights: [u64; BACKENDS],
@@ -471,7 +477,8 @@ impl Count {
     }
 }
 
-/// A DNS service on all addresses of `eth3`.
+/// A DNS service on all addresses of `eth3`, with room for the flows of all trials: they are a quarter of a million, and
+/// none of them expires within 30 s.
 fn configuration(lab: &Lab, method: Method) -> String {
     let backends = lab.backends().iter().enumerate().flat_map(|(index, host)| {
         [host.v4, host.v6].map(|address| match method.weights {
@@ -484,7 +491,7 @@ fn configuration(lab: &Lab, method: Method) -> String {
         Schedule::PerPacket => "per-packet",
     };
     format!(
-        "[[service]]\nname = \"dns\"\n\
+        "[limits]\nflows = 1_000_000\n\n[[service]]\nname = \"dns\"\n\
          listen = [{{ interface = \"eth3\", port = 53, protocols = [\"udp\", \"tcp\"] }}]\n\
          selector = \"{}\"\nschedule = \"{schedule}\"\nbackends = [{}]\n",
         method.selector,

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::{
     addr::Family,
     backend::{BackendId, EndpointId},
@@ -182,7 +182,9 @@ impl Stage {
     fn queries_go_where_flows_would(&mut self, family: Family) -> Result<()> {
         for (list, (name, rules, _)) in lists().into_iter().enumerate() {
             let before = self.serve(list, &rules, family, Schedule::PerPacket)?;
-            let ask = Ask::from_one_socket(frontend(family, self.port), CONNECTIONS);
+            // A port of its own, which no flow is begun from while its answers are still awaited.
+            let port = self.ports.take(1).start;
+            let ask = Ask::from_one_socket(frontend(family, self.services), CONNECTIONS).port(port);
             let answers = self.clean(&ask)?;
             equal(&answers, &expected(&rules, 0)).with_context(|| name.to_owned())?;
             self.counted_as(&before, &answers, family).with_context(|| name.to_owned())?;
@@ -210,7 +212,7 @@ impl Stage {
         self.serve(lists().len(), &rules, family, Schedule::PerFlow)?;
         // One after the other, so that each is judged with what became of the one before it.
         let port = self.ports.take(1).start;
-        let answers = self.clean(&Ask::from_one_socket(frontend(family, self.port), 8).port(port).window(1))?;
+        let answers = self.clean(&Ask::from_one_socket(frontend(family, self.services), 8).port(port).window(1))?;
         let first_three = [None; 3].into_iter().chain([Some(5); 5]).map(name).collect::<Vec<_>>();
         equal(&answers, &first_three)
     }
@@ -233,8 +235,9 @@ fn equal(answers: &Answers, expected: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn frontend(family: Family, port: u16) -> SocketAddr {
-    SocketAddr::new(FRONTENDS[usize::from(family == Family::V6)], port)
+/// One of the frontends of a family in turn.
+fn frontend(family: Family, turn: usize) -> SocketAddr {
+    SocketAddr::new(FRONTENDS[usize::from(family == Family::V6) + turn % 2 * 2], 53)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,8 +254,7 @@ struct Stage {
     _servers: Vec<Bind>,
     lab: Lab,
     ports: Ports,
-    /// Where the rules are served now.
-    port: u16,
+    services: usize,
 }
 
 impl Stage {
@@ -266,7 +268,7 @@ impl Stage {
             // A port is a new one again once the kernel has forgotten its connections, which starting does.
             let reference = Reference::start(&lab, &Rules::Nth(rules.clone()), 53)?;
             for family in Family::ALL {
-                let ask = Ask::from_each_port(frontend(family, 53), Ports::default().take(CONNECTIONS));
+                let ask = Ask::from_each_port(frontend(family, list), Ports::default().take(CONNECTIONS));
                 let answers = ask.run(&lab.client().namespace)?;
                 ensure!(answers.is_clean(), "{name}, iptables, {family}: {} unanswered", answers.unanswered());
                 equal(&answers, &expected(&rules, 0))
@@ -275,16 +277,16 @@ impl Stage {
             }
             reference.stop()?;
         }
-        let evenkeel =
-            Evenkeel::start(&lab, &configuration(&lab, 0, &statistic::cascade(4), Family::V4, Schedule::PerFlow))?;
+        let first = configuration(&lab, 0, &statistic::cascade(4), Family::V4, Schedule::PerFlow);
+        let evenkeel = Evenkeel::start(&lab, &first)?;
         Ok(Self { evenkeel, iptables, _servers: servers, lab, ports: Ports::default(), services: 0 })
     }
 
-    /// Replaces whatever is served by these rules, at the next port: a service is known by its frontends, and a known one
-    /// would go on with the tickets it was at.
+    /// Replaces whatever is served by one service with these rules, whose first ticket is 0: with another name and at
+    /// the other frontend, for a service that is known by either goes on with the tickets it is at.
     fn serve(&mut self, list: usize, rules: &[Nth], family: Family, schedule: Schedule) -> Result<Counted> {
-        self.port += 1;
-        let configuration = configuration(&self.lab, self.port, rules, family, schedule);
+        self.services += 1;
+        let configuration = configuration(&self.lab, self.services, rules, family, schedule);
         let told = self.evenkeel.reload(&configuration)?;
         ensure!(told.as_deref() == Some("configuration applied"), "list {list}: {told:?}");
         self.counted(family)
@@ -293,13 +295,16 @@ impl Stage {
     /// As many new flows as there are connections.
     fn ask_from_each_port(&mut self, family: Family) -> Result<Answers> {
         let ports = self.ports.take(CONNECTIONS);
-        self.clean(&Ask::from_each_port(frontend(family, self.port), ports))
+        self.clean(&Ask::from_each_port(frontend(family, self.services), ports))
     }
 
     fn clean(&self, ask: &Ask) -> Result<Answers> {
         let answers = ask.clone().run(&self.lab.client().namespace)?;
         let (unanswered, wrong) = (answers.unanswered(), answers.wrong_source);
-        ensure!(answers.is_clean(), "{unanswered} unanswered, {wrong} from a wrong source: {:?}", answers.counts());
+        if !answers.is_clean() {
+            let not_balanced = &self.evenkeel.status()?["not_balanced"];
+            bail!("{unanswered} unanswered, {wrong} from a wrong source: {:?}, {not_balanced}", answers.counts());
+        }
         Ok(answers)
     }
 
@@ -315,7 +320,7 @@ impl Stage {
 
     fn counted(&self, family: Family) -> Result<Counted> {
         let listing = self.evenkeel.ls(&["--stats"])?;
-        let key = format!("{}/udp", frontend(family, self.port));
+        let key = format!("{}/udp", frontend(family, self.services));
         let has_it =
             |service: &&Value| service["frontends"].as_array().is_some_and(|keys| keys.contains(&key.as_str().into()));
         let services = listing["services"].as_array().context("a listing of services")?;
@@ -348,7 +353,7 @@ struct Counted {
     unmatched: u64,
 }
 
-fn configuration(lab: &Lab, port: u16, rules: &[Nth], family: Family, schedule: Schedule) -> String {
+fn configuration(lab: &Lab, service: usize, rules: &[Nth], family: Family, schedule: Schedule) -> String {
     let rules = rules.iter().map(|rule| {
         let host = &lab.backends()[rule.backend];
         let backend = SocketAddr::new(if family == Family::V4 { host.v4 } else { host.v6 }, 53);
@@ -358,10 +363,10 @@ fn configuration(lab: &Lab, port: u16, rules: &[Nth], family: Family, schedule: 
         Schedule::PerFlow => "per-flow",
         Schedule::PerPacket => "per-packet",
     };
-    let address = frontend(family, port).ip();
+    let address = frontend(family, service).ip();
     format!(
-        "[[service]]\nname = \"rules-{port}\"\n\
-         listen = [{{ address = \"{address}\", port = {port}, protocols = [\"udp\"] }}]\n\
+        "[[service]]\nname = \"rules-{service}\"\n\
+         listen = [{{ address = \"{address}\", port = 53, protocols = [\"udp\"] }}]\n\
          selector = \"nth\"\nschedule = \"{schedule}\"\nrules = [{}]\n",
         rules.collect::<Vec<_>>().join(", ")
     )

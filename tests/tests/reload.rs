@@ -31,6 +31,8 @@ fn main() -> ExitCode {
 /// How long the load lasts.
 const LOAD: u64 = 30;
 const RELOADS: usize = 50;
+/// Each change is left in force for as long as this at least, so that clients meet it.
+const IN_FORCE: Duration = Duration::from_millis(50);
 /// What sits in queues may still arrive after a change is reported applied.
 const QUEUES: Duration = Duration::from_millis(20);
 
@@ -49,7 +51,7 @@ fn fifty_reloads() -> Result<()> {
     for number in 0..RELOADS {
         // Spread over the load, with some of it before and after.
         let due = begin + Duration::from_millis(1000 + number as u64 * (LOAD * 1000 - 3000) / RELOADS as u64);
-        thread::sleep(due.saturating_duration_since(Instant::now()));
+        thread::sleep(due.saturating_duration_since(Instant::now()).max(IN_FORCE));
         weights = next_weights(number);
         let configuration = crowd::configuration(&lab, &weights);
         removals.end();
@@ -184,10 +186,10 @@ impl Removals {
             }
             let others: usize =
                 (0..seen.len()).filter(|backend| !removed.contains(backend)).map(|b| arrivals(b).len()).sum();
-            ensure!(others > 0, "nobody asked between {begin:?} and {end:?}");
-            checked += removed.len();
+            // On a busy machine nobody may have asked in one of them.
+            checked += if others > 0 { removed.len() } else { 0 };
         }
-        ensure!(checked >= RELOADS / 2, "only {checked} removals");
+        ensure!(checked >= RELOADS / 2, "only {checked} removals were looked at");
         Ok(())
     }
 }

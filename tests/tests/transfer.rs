@@ -78,11 +78,12 @@ fn from_the_balancer_itself() -> Result<()> {
     let lab = Lab::up(Layout { backends: 1, ..Layout::default() })?;
     let own = Host { namespace: lab.balancer().clone(), v4: "10.100.13.1".parse()?, v6: "fd00:100:13::1".parse()? };
     let servers = vec![Nginx::start(&lab, "own", &own)?];
+    let hosts = vec![own];
     // The frontend is the host's own address on a port on which nobody listens.
-    let configuration = configuration(&[own.clone()], "auto").replace("port = 80", "port = 8080");
+    let configuration = configuration(&hosts, "auto").replace("port = 80", "port = 8080");
     let evenkeel = Evenkeel::start(&lab, &configuration)?;
     evenkeel.wait_for_way("stack")?;
-    let mut stage = Stage { servers, evenkeel, large: large(), transfers: 0, port: 8080, hosts: vec![own], lab };
+    let mut stage = Stage { servers, evenkeel, large: large(), transfers: 0, port: 8080, hosts, lab };
     for offloads in OFFLOADS {
         stage.lab.set_offloads(offloads)?;
         stage.transfer_over_both_families().with_context(|| format!("offloads {offloads:?}"))?;

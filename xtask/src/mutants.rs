@@ -7,7 +7,7 @@
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
+    process::{Command, ExitCode},
     time::{Instant, SystemTime},
 };
 
@@ -27,7 +27,7 @@ use crate::{
 /// Which of them are tried.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A part of the patch's name; all without it
+    /// A part of the patch's name, or the package whose tests catch it; all without it
     name: Option<String>,
 }
 
@@ -64,6 +64,7 @@ enum Outcome {
     Caught,
     Survived,
     NoSuchTest,
+    DoesNotApply,
     DoesNotBuild,
 }
 
@@ -73,13 +74,17 @@ impl fmt::Display for Outcome {
             Outcome::Caught => "caught",
             Outcome::Survived => "SURVIVED",
             Outcome::NoSuchTest => "NO SUCH TEST, or it was skipped",
+            Outcome::DoesNotApply => "DOES NOT APPLY",
             Outcome::DoesNotBuild => "DOES NOT BUILD",
         })
     }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let asked = |mutant: &Mutant| arguments.name.as_ref().is_none_or(|name| mutant.name.contains(name));
+    let asked = |mutant: &Mutant| {
+        let is_named = |name: &String| mutant.name.contains(name) || mutant.test.package == *name;
+        arguments.name.as_ref().is_none_or(is_named)
+    };
     let all = mutants()?;
     let mutants: Vec<&Mutant> = all.iter().filter(|mutant| asked(mutant)).collect();
     ensure!(!mutants.is_empty(), "no patch in {} has that name", folder().display());
@@ -106,6 +111,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             caught += 1;
         } else {
             println!("           {}", mutant.breaks);
+            if outcome == Outcome::DoesNotBuild {
+                println!("{}", fs::read_to_string(&copy.said)?);
+            }
             println!("           not caught by {} {} {}", mutant.test.package, mutant.test.target, mutant.test.name);
         }
     }
@@ -154,6 +162,7 @@ fn changed(patch: &str) -> Vec<PathBuf> {
 struct Copy {
     source: PathBuf,
     build: PathBuf,
+    said: PathBuf,
     linker: PathBuf,
 }
 
@@ -167,7 +176,7 @@ impl Copy {
         let mut command = Command::new("sh");
         command.args(["-ec", COPY, "copy"]).arg(&source).current_dir(folders::workspace());
         step::run("a copy of the working tree", &mut command)?;
-        Ok(Copy { source, build: folder.join("build"), linker: bpf::find()?.linker })
+        Ok(Copy { source, build: folder.join("build"), said: folder.join("said.txt"), linker: bpf::find()?.linker })
     }
 
     /// Makes the files that mutants change new: the build folder may hold what an earlier run built of a mutant, which
@@ -192,13 +201,15 @@ impl Copy {
         // The harness of the others takes one name only.
         let at_once = if tests[0].target == "lib" { tests.len() } else { 1 };
         for tests in tests.chunks(at_once) {
-            let Test { package, target, name } = tests[0];
+            let Test { package, target, .. } = tests[0];
             let names = tests.iter().map(|test| test.name.as_str()).collect::<Vec<_>>().join(", ");
             match self.run(tests)? {
                 Outcome::Survived => {}
                 Outcome::Caught => bail!("{package} {target}: without a mutant fails one of {names}"),
                 Outcome::NoSuchTest => bail!("{package} {target} lacks or skips one of {names}"),
-                Outcome::DoesNotBuild => bail!("{package} {target} does not build for {name}"),
+                Outcome::DoesNotApply | Outcome::DoesNotBuild => {
+                    bail!("{package} {target} does not build: see {}", self.said.display())
+                }
             }
         }
         Ok(())
@@ -206,6 +217,9 @@ impl Copy {
 
     /// Tries the test on the mutant.
     fn try_out(&self, mutant: &Mutant) -> Result<Outcome> {
+        if self.apply(&mutant.patch, Some("--check")).is_err() {
+            return Ok(Outcome::DoesNotApply);
+        }
         self.apply(&mutant.patch, None)?;
         let outcome = self.run(&[&mutant.test]);
         self.apply(&mutant.patch, Some("--reverse"))?;
@@ -227,25 +241,37 @@ impl Copy {
     /// Runs tests of one target.
     fn run(&self, tests: &[&Test]) -> Result<Outcome> {
         let Test { package, target, .. } = tests[0];
-        let mut command = setup::cargo();
-        command.args(["test", "--package", package]);
-        if target == "lib" {
-            command.arg("--lib");
-        } else {
-            command.args(["--test", target]);
+        if package == TESTBED && !self.cargo(&["build", "--package", "lb-userspace"], &mut Seen::default())? {
+            return Ok(Outcome::DoesNotBuild);
         }
+        let of_target = if target == "lib" { vec!["--lib"] } else { vec!["--test", target] };
+        let names = tests.iter().map(|test| test.name.as_str());
+        let arguments =
+            ["test", "--package", package].into_iter().chain(of_target).chain(["--", "--exact"]).chain(names);
         let mut seen = Seen::default();
-        let names = tests.iter().map(|test| &test.name);
-        command.args(["--", "--exact"]).args(names).current_dir(&self.source).stderr(Stdio::null());
-        command.env("CARGO_TARGET_DIR", &self.build).env(linker::EXPLICIT, &self.linker);
-        let status = for_each_line(&mut command, |line| seen.line(line))?;
-        Ok(seen.outcome(status.success(), tests.len()))
+        let succeeded = self.cargo(&arguments.collect::<Vec<_>>(), &mut seen)?;
+        Ok(seen.outcome(succeeded, tests.len()))
+    }
+
+    fn cargo(&self, arguments: &[&str], seen: &mut Seen) -> Result<bool> {
+        let mut command = setup::cargo();
+        command.args(arguments).current_dir(&self.source);
+        // What the compiler said is worth reading only when a mutant does not build.
+        let said = fs::File::create(&self.said).with_context(|| format!("{} cannot be made", self.said.display()))?;
+        command.stderr(said).env("CARGO_TARGET_DIR", &self.build).env(linker::EXPLICIT, &self.linker);
+        command.env("EVENKEEL_BIN", self.build.join("debug/evenkeel"));
+        Ok(for_each_line(&mut command, |line| seen.line(line))?.success())
     }
 }
 
-/// Copies what git knows of and what it would be asked to add; times stay, so that little is built again.
+/// The package whose tests run the controller's binary, which cargo does not build for them.
+const TESTBED: &str = "testbed";
+
+/// Copies what git knows of, as far as it is there, and what it would be asked to add; times stay, so that little is
+/// built again.
 const COPY: &str = r#"
-git ls-files --cached --others --exclude-standard -z | xargs -0 sh -c 'cp -p --parents "$@" "$0"' "$1"
+git ls-files --cached --others --exclude-standard -z |
+    xargs -0 sh -c 'for file; do if [ -e "$file" ]; then cp -p --parents "$file" "$0"; fi; done' "$1"
 "#;
 
 /// What a test binary that runs the tests asked for has said so far.

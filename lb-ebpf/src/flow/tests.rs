@@ -1,11 +1,16 @@
 //! The flow table with real threads.
 
-use std::{collections::BTreeSet, thread, vec::Vec};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    thread,
+    vec::Vec,
+};
 
 use lb_common::{
     addr::{Addr, Port, Protocol},
     backend::{Backend, BackendId, BackendState, EndpointId},
     flow::{Client, Entry, FlowState, Word},
+    hash::flow_place,
     reason::Reason,
     selector::{Index, NthRule, Slot},
     service::{FrontendId, Policy, ServiceId, SocketKey},
@@ -183,6 +188,50 @@ fn a_flow_is_found_from_both_directions() {
         assert!(find_by_frontend(&cpu, client(n), OTHER_FRONTEND).is_none());
         assert!(find_by_endpoint(&cpu, client(n), EndpointId(backend.0 % 3 + 1)).is_none());
     }
+}
+
+#[test]
+fn a_client_whose_tag_is_another_s_does_not_find_its_flow() {
+    let maps = maps(2, 1);
+    let cpu = Cpu::new(&maps, 1);
+    let policy = policy(Index::Cursor, 1);
+    let one_port = |n| Client { port: Port::new(4000), ..client(n) };
+    let mut by_tag = BTreeMap::new();
+    let (first, second) = (0..)
+        .find_map(|n| {
+            let tag = flow_place(cpu.secret(), cpu.flow_mask(), one_port(n)).tag;
+            by_tag.insert(tag, n).map(|earlier| (one_port(earlier), one_port(n)))
+        })
+        .expect("there are more clients than tags");
+    let chooser = Chooser::new(&policy, &maps.cursors[&SERVICE], &maps.slots, &cpu).expect("the policy is sound");
+    begin(&cpu, first, FRONTEND, FlowState::Udp, &chooser).expect("there is room");
+    assert!(find_by_frontend(&cpu, first, FRONTEND).is_some());
+    assert!(find_by_frontend(&cpu, second, FRONTEND).is_none());
+    assert!(find_by_endpoint(&cpu, second, EndpointId(1)).is_none());
+}
+
+#[test]
+fn each_tenant_of_a_way_has_another_version() {
+    let maps = maps(2, 1);
+    let cpu = Cpu::new(&maps, 1);
+    let policy = policy(Index::Cursor, 1);
+    let mut versions = BTreeSet::new();
+    for n in 0..64 {
+        start(&cpu, &policy, n, FRONTEND, FlowState::Udp).expect("those before have expired");
+        for (bucket, content) in maps.flows.iter().enumerate() {
+            for (way, (word, entry)) in content.words.iter().zip(&content.entries).enumerate() {
+                let word = Word(word.load());
+                if word.state() == FlowState::Udp
+                    && entry[0].load() == client(n).to_words()[0]
+                    && entry[1].load() == client(n).to_words()[1]
+                {
+                    assert!(versions.insert((bucket, way, word.version())), "flow {n}");
+                }
+            }
+        }
+        maps.wait_seconds(60);
+    }
+    assert_eq!(versions.len(), 64);
 }
 
 #[test]
@@ -364,6 +413,32 @@ fn an_unmatched_choice_draws_a_ticket_and_leaves_no_flow() {
     assert_eq!(taken, [1, 2, 0, 0, 1, 0, 2, 0, 1, 0, 0, 2, 1, 0, 0, 0]);
     assert_eq!(maps.cursors[&SERVICE].load(), 16);
     assert_consistent(&maps);
+}
+
+#[test]
+fn an_nth_chain_takes_what_the_counters_of_iptables_take() {
+    let rules = [(4, 1), (3, 2), (5, 0), (2, 1)];
+    let maps = maps(1 << 12, 4);
+    let words: Vec<u64> =
+        (1..).zip(rules).flat_map(|(n, (every, packet))| NthRule { every, packet, slot: slot(n) }.to_words()).collect();
+    maps.write_slots(0, &words);
+    let cpu = Cpu::new(&maps, 1);
+    let policy = policy(Index::Chain, 4);
+    // xt_statistic: a rule's counter moves with each packet that reaches the rule, which takes the one that brings it
+    // back to zero.
+    let mut counters = rules.map(|(every, packet)| every - 1 - packet);
+    for n in 0..480 {
+        let expected = rules.iter().zip(&mut counters).position(|((every, _), counter)| {
+            *counter = (*counter + 1) % every;
+            *counter == 0
+        });
+        let found = match start(&cpu, &policy, n, FRONTEND, FlowState::Udp) {
+            Ok(Begun::Made { backend, .. }) => Some(backend.0 as usize - 1),
+            Ok(Begun::Unmatched) => None,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(found, expected, "choice {n}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use lb_common::{
     addr::{Addr, Port, Protocol},
     backend::EndpointId,
     flow::Client,
-    reply::REPLY_TIMEOUT_SECONDS,
+    reply::{REPLY_TIMEOUT_SECONDS, ReplyWord},
     service::FrontendId,
 };
 
@@ -68,6 +68,21 @@ fn an_answer_after_the_time_out_is_foreign() {
     ask(&cpu, client(1), ENDPOINT, FrontendId(5));
     maps.wait_seconds(REPLY_TIMEOUT_SECONDS + 3);
     assert_eq!(answer(&cpu, client(1), ENDPOINT), None);
+}
+
+#[test]
+fn an_entry_that_is_not_confirmed_serves_no_answer_and_vouches_for_no_query() {
+    let maps = Maps::new(2, 16);
+    let cpu = Cpu::new(&maps, 1);
+    assert_eq!(ask(&cpu, client(1), ENDPOINT, FrontendId(5)), Asked::Noted);
+    // As it is while the CPU that wrote it looks for other frontends, and may yet take it back.
+    for [_, word] in maps.replies.iter().flat_map(|bucket| &bucket.entries) {
+        word.store(word.load() & !ReplyWord::CONFIRMED);
+    }
+    assert_eq!(answer(&cpu, client(1), ENDPOINT), None);
+    assert_eq!(ask(&cpu, client(1), ENDPOINT, FrontendId(6)), Asked::Clash);
+    assert_eq!(ask(&cpu, client(1), ENDPOINT, FrontendId(5)), Asked::Noted);
+    assert_eq!(answer(&cpu, client(1), ENDPOINT), Some(FrontendId(5)));
 }
 
 #[test]

@@ -61,7 +61,7 @@ impl Datagram {
         let mut bytes = vec![2; 12];
         match (self.source.0.to_ip(), self.destination.0.to_ip()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                let fragment = self.part.map_or(0x4000, |part| part.offset / 8 | u16::from(part.has_more) << 13);
+                let fragment = self.part.map_or(0x4000, |part| (part.offset / 8) | (u16::from(part.has_more) << 13));
                 let mut header = vec![0x45, 0];
                 header.extend((20 + inside.len() as u16).to_be_bytes());
                 header.extend(self.part.map_or(7, |part| part.identification).to_be_bytes());

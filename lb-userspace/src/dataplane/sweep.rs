@@ -312,7 +312,9 @@ mod tests {
         let ticks = Ticks::new(250);
         let state = FlowState::HalfOpen;
         for now in [0, 5, 1000, Tick::MASK] {
-            for seen in [0, 1, 995, 998, Tick::MASK - 13, Tick::MASK] {
+            // From slightly ahead to long past the time-out of 12 ticks.
+            for back in 0..40 {
+                let seen = (now + 3_u32).wrapping_sub(back) & Tick::MASK;
                 let word = Word::new(1, 1, state, Tick(seen));
                 let age = u64::from(Tick(now).since_with_slack(Tick(seen)));
                 let limit = ticks.states[state.to_bits() as usize] + u64::from(Tick::SLACK);

@@ -108,13 +108,11 @@ impl Batch {
         let grace = changes.iter().position(|change| *change == Change::Grace).unwrap_or(changes.len());
         assert!(changes.len() <= grace + 1, "a plan in a batch clears nothing");
         self.changes.extend(changes.into_iter().take(grace));
-        let before = std::mem::replace(&mut self.current, plan.tables);
-        for (id, policy) in before.policies {
-            self.current.policies.entry(id).or_insert(policy);
-        }
-        for (run, words) in before.runs {
-            self.current.runs.entry(run).or_insert(words);
-        }
+        // Those of the batch are many and those of this plan few.
+        let Tables { mut policies, mut runs, .. } = std::mem::replace(&mut self.current, plan.tables);
+        policies.extend(std::mem::take(&mut self.current.policies));
+        runs.extend(std::mem::take(&mut self.current.runs));
+        (self.current.policies, self.current.runs) = (policies, runs);
     }
 
     /// The writes of all plans in their order, and the wait.

@@ -326,6 +326,15 @@ fn a_removed_backend_is_kept_until_no_flow_names_it_and_comes_back_as_itself() {
 }
 
 #[test]
+fn a_service_is_put_in_force_once_its_cursor_was_started() {
+    let first = after(&dns(Schedule::PerFlow, &[10]), &Plan::default(), None);
+    let changes = diff(&Tables::default(), &first);
+    let at = |wanted: fn(&Change) -> bool| changes.iter().position(wanted).expect("a new service has one");
+    let started = at(|change| matches!(change, Change::StartService(..)));
+    assert!(started < at(|change| matches!(change, Change::SwapService(..))), "{changes:?}");
+}
+
+#[test]
 fn a_service_that_comes_back_goes_on_with_its_cursor() {
     let first = after(&dns(Schedule::PerFlow, &[10]), &Plan::default(), None);
     assert_eq!(first.cursors.len(), 1);

@@ -55,6 +55,9 @@ pub fn enter() -> Result<()> {
         // Whoever a client is, one neighbour is the way there.
         "ip route add 10.9.0.1/32 dev lab0".to_owned(),
         "ip route add default via 10.9.0.1 dev lab0".to_owned(),
+        // What a look-up reads that takes one family's address for the other's leads nowhere.
+        "ip route add unreachable 0.0.0.0/32".to_owned(),
+        "ip route add unreachable 253.0.0.9/32".to_owned(),
         "ip route add fd00:9::1/128 dev lab0".to_owned(),
         "ip route add default via fd00:9::1 dev lab0".to_owned(),
         format!("ip neigh add 10.9.0.1 lladdr {next_hop} dev lab0 nud permanent"),

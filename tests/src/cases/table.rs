@@ -122,8 +122,8 @@ fn translation(ends: &Ends, name: Name) -> Vec<Case> {
             "a udp sum that comes out as zero is sent as all ones, v6",
         ))
         .given(&ends.one_backend(""))
-        .packet(ends.to_frontend().udp(4000, 53).payload(&completing(ends)))
-        .sends(ends.to_backend().udp(4000, 53).payload(&completing(ends))),
+        .packet(ends.query().udp(4000, 53).payload(&completing(ends)))
+        .sends(ends.forwarded().udp(4000, 53).payload(&completing(ends))),
         Case::new(name("a udp answer carries the frontend, v4", "a udp answer carries the frontend, v6"))
             .given(&ends.one_backend(""))
             .packet(ends.query().udp(4000, 53).payload(b"query"))
@@ -157,7 +157,7 @@ fn translation(ends: &Ends, name: Name) -> Vec<Case> {
 
 /// A payload with which the datagram that a backend gets adds up to zero.
 fn completing(ends: &Ends) -> Vec<u8> {
-    let blank = ends.to_backend().udp(4000, 53).payload(&[0; 2]).bytes();
+    let blank = ends.forwarded().udp(4000, 53).payload(&[0; 2]).bytes();
     let at = blank.len() - 4;
     blank[at..at + 2].to_vec()
 }
