@@ -28,7 +28,8 @@ pub struct ServiceStats {
     /// Choices that went to another backend than the ticket's, because that one already serves this client's address
     /// and port for another frontend.
     pub diverted: u64,
-    /// Tickets of which nothing came: every backend tried clashed, or the table had no room.
+    /// Tickets of which nothing came: every backend tried clashed, or the reply table had no room. A full flow table
+    /// draws no ticket.
     pub refused: u64,
     /// Tickets that no rule of an nth chain took.
     pub unmatched: u64,
