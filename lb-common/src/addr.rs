@@ -24,6 +24,13 @@ impl Addr {
         Self([0, 0, MAPPED, word])
     }
 
+    /// The same address, copied word by word: the copy of an aggregate may become a call of a byte loop in BPF.
+    #[inline(always)]
+    #[must_use]
+    pub const fn by_words(&self) -> Self {
+        Self([self.0[0], self.0[1], self.0[2], self.0[3]])
+    }
+
     /// Whether this is a mapped IPv4 address.
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {

@@ -111,9 +111,13 @@ impl Tick {
     }
 
     /// Ticks from `earlier` to now, plus [`Tick::SLACK`], so that an `earlier` slightly in the future counts as just now.
+    ///
+    /// Signed: what lies further in the future, as when whoever looked at the clock was held up afterwards, counts as
+    /// just now as well and not as half a wrap-around old. Without a branch, for the verifier.
     #[inline(always)]
     pub const fn since_with_slack(self, earlier: Self) -> u32 {
-        self.0.wrapping_add(Self::SLACK).wrapping_sub(earlier.0) & Self::MASK
+        let age = self.0.wrapping_add(Self::SLACK).wrapping_sub(earlier.0) & Self::MASK;
+        age & (age >> (Self::MASK.count_ones() - 1)).wrapping_sub(1)
     }
 }
 
@@ -212,17 +216,18 @@ impl FlowState {
 
     /// Seconds without a packet after which a flow in this state may be evicted; `None` where there is no flow.
     ///
-    /// Half-open short, because a flood of them is the usual attack; the rest as conntrack's users know them.
+    /// Half-open and closing ones live as long as a backend repeats itself to a client that is gone, because what it sends
+    /// must carry the frontend's address; a flood evicts them first all the same.
     pub const fn timeout_seconds(self) -> Option<u32> {
         match self {
             Self::Free => None,
             Self::Busy => None,
-            Self::HalfOpen => Some(3),
-            Self::Answered => Some(3),
+            Self::HalfOpen => Some(60),
+            Self::Answered => Some(60),
             Self::Established => Some(24 * 60 * 60),
             Self::ClientClosed => Some(120),
             Self::BackendClosed => Some(120),
-            Self::Closing => Some(10),
+            Self::Closing => Some(120),
             Self::Udp => Some(30),
             Self::UdpAnswered => Some(30),
             Self::UdpAssured => Some(120),
@@ -343,5 +348,7 @@ mod tests {
     fn time_wraps_without_making_flows_old() {
         assert_eq!(Tick(3).since_with_slack(Tick(Tick::MASK)), 4 + Tick::SLACK);
         assert_eq!(Tick(10).since_with_slack(Tick(12)), Tick::SLACK - 2);
+        assert_eq!(Tick(10).since_with_slack(Tick(1000)), 0, "a clock that was read long ago");
+        assert_eq!(Tick(400_000).since_with_slack(Tick(0)), 400_000 + Tick::SLACK);
     }
 }

@@ -2,11 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{
-    addr::{Addr, Protocol},
-    backend::BackendId,
-    service::FrontendId,
-};
+use crate::{addr::Addr, backend::BackendId, service::FrontendId};
 
 /// The key of `FRAGMENTS`: a datagram as RFC 791 and RFC 8200 identify it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoBytes, FromBytes, Immutable, KnownLayout)]
@@ -18,10 +14,8 @@ pub struct FragmentKey {
     pub destination: Addr,
     /// The identification field, as it lies in the packet.
     pub identification: u32,
-    /// The protocol inside.
-    pub protocol: Protocol,
-    /// Always zero.
-    pub zero: [u8; 3],
+    /// The protocol inside. A whole word: single bytes of padding are cleared by a call of a loop in BPF.
+    pub protocol: u32,
 }
 
 /// A value of `FRAGMENTS`: what was done with the first fragment.

@@ -10,9 +10,9 @@ use crate::{
 /// Leaves a record, if `parsed` is a first fragment.
 #[inline(always)]
 pub fn remember(kernel: &impl Kernel, parsed: &Parsed, direction: u32, frontend: FrontendId, backend: BackendId) {
-    if let Fragment::First { identification } = parsed.fragment {
+    if parsed.fragment == Fragment::First {
         let record = FragmentRecord { direction, frontend, backend, seen: kernel.now().0 };
-        kernel.remember_fragment(&parsed.fragment_key(identification), &record);
+        kernel.remember_fragment(&parsed.fragment_key(), &record);
     }
 }
 
@@ -21,8 +21,8 @@ pub fn remember(kernel: &impl Kernel, parsed: &Parsed, direction: u32, frontend:
 /// # Errors
 /// [`Reason::FragmentUnknown`] when it left none, or long ago.
 #[inline(always)]
-pub fn follow(kernel: &impl Kernel, parsed: &Parsed, identification: u32) -> Result<FragmentRecord, Reason> {
-    let record = kernel.fragment(&parsed.fragment_key(identification)).ok_or(Reason::FragmentUnknown)?;
+pub fn follow(kernel: &impl Kernel, parsed: &Parsed) -> Result<FragmentRecord, Reason> {
+    let record = kernel.fragment(&parsed.fragment_key()).ok_or(Reason::FragmentUnknown)?;
     let age = kernel.now().since_with_slack(Tick(record.seen)) as u64;
     if age > kernel.fragment_ticks() + Tick::SLACK as u64 { Err(Reason::FragmentUnknown) } else { Ok(record) }
 }

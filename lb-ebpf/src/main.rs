@@ -25,62 +25,89 @@ use lb_ebpf::{
 
 /// Where clients come in.
 #[classifier]
+#[inline(always)]
 fn ingress_clients(context: TcContext) -> i32 {
-    run(&context, |packet, parsed| pipeline::balance(packet, &BpfKernel::new(&context), parsed))
+    run(&context, Stage::Clients)
 }
 
 /// Where replies of backends come in.
 #[classifier]
+#[inline(always)]
 fn ingress_backends(context: TcContext) -> i32 {
-    run(&context, |packet, parsed| {
-        pipeline::answer(packet, &BpfKernel::new(&context), parsed, Hook::Ingress).map(Step::Send)
-    })
+    run(&context, Stage::Backends(Hook::Ingress))
 }
 
 /// Where both come in.
 #[classifier]
+#[inline(always)]
 fn ingress_both(context: TcContext) -> i32 {
-    run(&context, |packet, parsed| match pipeline::balance(packet, &BpfKernel::new(&context), parsed) {
-        Err(Reason::NotOurs) => {
-            pipeline::answer(packet, &BpfKernel::new(&context), parsed, Hook::Ingress).map(Step::Send)
-        }
-        result => result,
-    })
+    run(&context, Stage::Both)
 }
 
 /// Where the stack sends replies out towards clients.
 #[classifier]
+#[inline(always)]
 fn egress_clients(context: TcContext) -> i32 {
-    run(&context, |packet, parsed| {
-        pipeline::answer(packet, &BpfKernel::new(&context), parsed, Hook::Egress).map(Step::Send)
-    })
+    run(&context, Stage::Backends(Hook::Egress))
 }
 
 /// Goes on with a packet that opens a flow.
 #[classifier]
+#[inline(always)]
 fn begin_flow(context: TcContext) -> i32 {
-    run(&context, |packet, parsed| pipeline::begin_flow(packet, &BpfKernel::new(&context), parsed).map(Step::Send))
+    run(&context, Stage::NewFlow)
 }
 
 /// Goes on with a query of a per-packet service.
 #[classifier]
+#[inline(always)]
 fn query(context: TcContext) -> i32 {
-    run(&context, |packet, parsed| pipeline::query(packet, &BpfKernel::new(&context), parsed).map(Step::Send))
+    run(&context, Stage::Query)
 }
 
 /// The low half of the kernel's jiffies, by which the controller learns their frequency.
 #[classifier]
+#[inline(always)]
 fn read_jiffies(_context: TcContext) -> i32 {
     // SAFETY: the helper has no precondition.
     unsafe { bpf_jiffies64() as i32 }
 }
 
+/// What a program does with a packet that was parsed.
+enum Stage {
+    Clients,
+    Backends(Hook),
+    Both,
+    NewFlow,
+    Query,
+}
+
+impl Stage {
+    #[inline(always)]
+    fn work(self, packet: &mut TcPacket<'_>, kernel: &BpfKernel<'_>, parsed: &Parsed) -> Result<Step, Reason> {
+        match self {
+            Self::Clients => pipeline::balance(packet, kernel, parsed),
+            Self::Backends(hook) => pipeline::answer(packet, kernel, parsed, hook).map(Step::Send),
+            Self::Both => match pipeline::balance(packet, kernel, parsed) {
+                Err(Reason::NotOurs) => pipeline::answer(packet, kernel, parsed, Hook::Ingress).map(Step::Send),
+                result => result,
+            },
+            Self::NewFlow => pipeline::begin_flow(packet, kernel, parsed).map(Step::Send),
+            Self::Query => pipeline::query(packet, kernel, parsed).map(Step::Send),
+        }
+    }
+}
+
 #[inline(always)]
-fn run(context: &TcContext, stage: impl FnOnce(&mut TcPacket<'_>, &Parsed) -> Result<Step, Reason>) -> i32 {
+fn run(context: &TcContext, stage: Stage) -> i32 {
+    if bpf::packet::has_vlan_tag(context) {
+        // The VLAN's own device has a hook of its own, if it is ours.
+        return TC_ACT_UNSPEC;
+    }
     let mut packet = TcPacket::new(context);
     let result = match parse(&packet) {
         Ok(parsed) => match maps::remember(parsed) {
-            Some(parsed) => stage(&mut packet, parsed),
+            Some(parsed) => stage.work(&mut packet, &BpfKernel::new(context), parsed),
             None => Err(Reason::Inconsistent),
         },
         Err(reason) => Err(reason),

@@ -52,8 +52,10 @@ pub struct Edit {
     pub new_address: Addr,
     /// Whether a hop is counted, as when the packet is routed past the stack.
     pub is_hop: bool,
-    /// The port of that end; `None` in a later fragment, which has none.
-    pub transport: Option<TransportEdit>,
+    /// Whether there is a transport header: not in a later fragment.
+    pub has_transport: bool,
+    /// The port of that end. Not an option, because the verifier would see the parts of one that is not there copied.
+    pub transport: TransportEdit,
 }
 
 /// A change of one port.

@@ -30,6 +30,9 @@ pub struct Parsed {
     pub protocol: Protocol,
     /// Which part of a datagram this is.
     pub fragment: Fragment,
+    /// What a datagram's fragments share. Always set, and not part of [`Fragment`]: the verifier takes each look at a
+    /// packet's kind for a new one, and would see the number of a whole datagram read that no one has set.
+    pub identification: u32,
     /// Means nothing in a later fragment, nor do the next three.
     transport_offset: u32,
     /// The sender's port.
@@ -46,15 +49,9 @@ pub enum Fragment {
     /// All of it.
     Whole,
     /// The part with the ports; more follow.
-    First {
-        /// What they share with it.
-        identification: u32,
-    },
+    First,
     /// A part without ports.
-    Later {
-        /// What it shares with the first.
-        identification: u32,
-    },
+    Later,
 }
 
 /// Bytes before the IP header.
@@ -84,13 +81,12 @@ impl Parsed {
 
     /// What the datagram's other fragments will share with this one.
     #[inline(always)]
-    pub fn fragment_key(&self, identification: u32) -> FragmentKey {
+    pub fn fragment_key(&self) -> FragmentKey {
         FragmentKey {
-            source: self.source,
-            destination: self.destination,
-            identification,
-            protocol: self.protocol,
-            zero: [0; 3],
+            source: self.source.by_words(),
+            destination: self.destination.by_words(),
+            identification: self.identification,
+            protocol: self.protocol.0 as u32,
         }
     }
 }
@@ -114,11 +110,11 @@ fn parse_ipv4(packet: &impl Packet) -> Result<Parsed, Reason> {
     let header: Ipv4 = sound_header(packet)?;
     let identification = header.identification() as u32;
     let fragment = match (header.is_later_fragment(), header.has_more_fragments()) {
-        (true, _) => Fragment::Later { identification },
-        (false, true) => Fragment::First { identification },
+        (true, _) => Fragment::Later,
+        (false, true) => Fragment::First,
         (false, false) => Fragment::Whole,
     };
-    let parsed = before_transport(Family::V4, &header, header.protocol(), fragment);
+    let parsed = before_transport(Family::V4, &header, header.protocol(), fragment, identification);
     parse_transport(packet, parsed, IP_OFFSET + header.length())
 }
 
@@ -128,6 +124,7 @@ fn parse_ipv6(packet: &impl Packet) -> Result<Parsed, Reason> {
     let mut protocol = header.next_header();
     let mut offset = IP_OFFSET + Ipv6::LENGTH;
     let mut fragment = Fragment::Whole;
+    let mut identification = 0;
     // A constant bound, because the verifier must see that the loop ends.
     for _ in 0..Extension::MAX {
         let next = follows(protocol);
@@ -137,26 +134,26 @@ fn parse_ipv6(packet: &impl Packet) -> Result<Parsed, Reason> {
         let extension: Extension = packet.read(offset).ok_or(Reason::Truncated)?;
         protocol = extension.next_header();
         if next == Follows::Fragment {
-            let identification = extension.identification();
+            identification = extension.identification();
             offset += size_of::<Extension>();
             if extension.is_later_fragment() {
                 // What follows is the datagram's middle, whatever its first bytes look like.
-                fragment = Fragment::Later { identification };
+                fragment = Fragment::Later;
                 break;
             }
             // A fragment that is the whole datagram (RFC 6946) needs no record.
             if extension.has_more_fragments() {
-                fragment = Fragment::First { identification };
+                fragment = Fragment::First;
             }
         } else {
             offset += extension.length();
         }
     }
-    let is_later = matches!(fragment, Fragment::Later { .. });
+    let is_later = fragment == Fragment::Later;
     if !is_later && follows(protocol) != Follows::Content {
         return Err(Reason::ExtensionHeaders);
     }
-    let parsed = before_transport(Family::V6, &header, protocol, fragment);
+    let parsed = before_transport(Family::V6, &header, protocol, fragment, identification);
     parse_transport(packet, parsed, offset)
 }
 
@@ -167,7 +164,13 @@ fn sound_header<I: IpHeader>(packet: &impl Packet) -> Result<I, Reason> {
 }
 
 #[inline(always)]
-fn before_transport(family: Family, header: &impl IpHeader, protocol: Protocol, fragment: Fragment) -> Parsed {
+fn before_transport(
+    family: Family,
+    header: &impl IpHeader,
+    protocol: Protocol,
+    fragment: Fragment,
+    identification: u32,
+) -> Parsed {
     Parsed {
         family,
         source: header.source(),
@@ -175,6 +178,7 @@ fn before_transport(family: Family, header: &impl IpHeader, protocol: Protocol, 
         hop_limit: header.hop_limit(),
         protocol,
         fragment,
+        identification,
         transport_offset: 0,
         source_port: Port(0),
         destination_port: Port(0),
@@ -185,7 +189,7 @@ fn before_transport(family: Family, header: &impl IpHeader, protocol: Protocol, 
 #[inline(always)]
 fn parse_transport(packet: &impl Packet, parsed: Parsed, offset: usize) -> Result<Parsed, Reason> {
     let (ports, flags) = match parsed.protocol {
-        Protocol::TCP | Protocol::UDP if matches!(parsed.fragment, Fragment::Later { .. }) => return Ok(parsed),
+        Protocol::TCP | Protocol::UDP if parsed.fragment == Fragment::Later => return Ok(parsed),
         Protocol::TCP => {
             let tcp: Tcp = packet.read(offset).ok_or(Reason::Truncated)?;
             if !tcp.is_sound() {

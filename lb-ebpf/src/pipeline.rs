@@ -78,8 +78,8 @@ pub enum Hook {
 /// Why it is not balanced; [`Reason::NotOurs`] when it goes to no frontend.
 #[inline(always)]
 pub fn balance<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed) -> Result<Step, Reason> {
-    if let Fragment::Later { identification } = parsed.fragment {
-        let record = fragment::follow(kernel, parsed, identification)?;
+    if parsed.fragment == Fragment::Later {
+        let record = fragment::follow(kernel, parsed)?;
         if record.direction != FragmentRecord::FORWARD {
             return Err(Reason::NotOurs);
         }
@@ -121,7 +121,12 @@ pub fn begin_flow<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Par
     let chooser = chooser(kernel, &frontend, policy)?;
     let begun = flow::begin(kernel, sender(parsed), frontend.frontend, first, &chooser)?;
     let (drawn, result) = match begun {
-        Begun::Known(backend) => (ServiceStats::default(), Ok((backend, 0))),
+        Begun::Known(backend) => {
+            // It may have been removed since, and the flow been found only now.
+            let record = kernel.backend(backend).ok_or(Reason::Inconsistent)?;
+            let is_served = serves_old(&record, parsed.protocol);
+            (ServiceStats::default(), if is_served { Ok((backend, 0)) } else { Err(Reason::Contention) })
+        }
         Begun::Made { backend, is_diverted } => match refuse_mixed(kernel, parsed, &frontend, policy, backend) {
             Ok(()) => (ticket(is_diverted as u64, 0, 0), Ok((backend, 1))),
             Err(reason) => (ticket(0, 1, 0), Err(reason)),
@@ -129,9 +134,12 @@ pub fn begin_flow<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Par
         Begun::Unmatched => (ticket(0, 0, 1), Err(Reason::NoRuleMatched)),
         Begun::Clash => (ticket(0, 1, 0), Err(Reason::Clash)),
     };
-    kernel.count_service(frontend.service, &drawn);
-    let (backend, choices) = result?;
-    send(packet, kernel, parsed, frontend.frontend, backend, choices)
+    let sent = match result {
+        Ok((backend, choices)) => send(packet, kernel, parsed, frontend.frontend, backend, choices),
+        Err(reason) => Err(reason),
+    };
+    kernel.count_service(frontend.service, &came_to_nothing(drawn, &sent));
+    sent
 }
 
 /// A query of a per-packet service.
@@ -152,14 +160,17 @@ pub fn query<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed) 
     while tries < TRIES.get() {
         tries += 1;
         let slot = chooser.slot(position, clashes);
-        if policy.is_mixed() && has_flow_of_another(kernel, parsed, &frontend, slot) {
-            clashes += 1;
-            continue;
-        }
         let refused = match reply::ask(kernel, sender(parsed), slot.endpoint, frontend.frontend) {
+            // Looked up after it was noted, as a new flow looks for notes after it was made: one of the two sees the other.
+            Asked::Noted if policy.is_mixed() && has_flow_of_another(kernel, parsed, &frontend, slot) => {
+                clashes += 1;
+                continue;
+            }
             Asked::Noted => {
-                kernel.count_service(frontend.service, &ticket((clashes > 0) as u64, 0, 0));
-                return send(packet, kernel, parsed, frontend.frontend, slot.backend, 1);
+                let sent = send(packet, kernel, parsed, frontend.frontend, slot.backend, 1);
+                let drawn = ticket((clashes > 0) as u64, 0, 0);
+                kernel.count_service(frontend.service, &came_to_nothing(drawn, &sent));
+                return sent;
             }
             Asked::Clash => {
                 clashes += 1;
@@ -214,14 +225,14 @@ fn has_flow_of_another<K: Kernel>(kernel: &K, parsed: &Parsed, frontend: &Fronte
 #[inline(always)]
 pub fn answer<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed, hook: Hook) -> Result<Exit, Reason> {
     let (frontend, backend) = match parsed.fragment {
-        Fragment::Later { identification } => {
-            let record = fragment::follow(kernel, parsed, identification)?;
+        Fragment::Later => {
+            let record = fragment::follow(kernel, parsed)?;
             if record.direction != FragmentRecord::REPLY {
                 return Err(Reason::NotOurs);
             }
             (record.frontend, record.backend)
         }
-        Fragment::Whole | Fragment::First { .. } => {
+        Fragment::Whole | Fragment::First => {
             let endpoint = kernel.endpoint(&parsed.source_key()).ok_or(Reason::NotOurs)?;
             asked_through(kernel, parsed, &endpoint)?
         }
@@ -328,16 +339,10 @@ fn edit(parsed: &Parsed, side: Side, new: &SocketKey, is_hop: bool) -> Edit {
         Side::Source => (parsed.source, parsed.source_port),
         Side::Destination => (parsed.destination, parsed.destination_port),
     };
-    let transport = match parsed.fragment {
-        Fragment::Later { .. } => None,
-        Fragment::Whole | Fragment::First { .. } => Some(TransportEdit {
-            offset: parsed.transport_offset(),
-            protocol: parsed.protocol,
-            old_port,
-            new_port: new.port,
-        }),
-    };
-    Edit { family: parsed.family, side, old_address, new_address: new.address, is_hop, transport }
+    let transport =
+        TransportEdit { offset: parsed.transport_offset(), protocol: parsed.protocol, old_port, new_port: new.port };
+    let has_transport = parsed.fragment != Fragment::Later;
+    Edit { family: parsed.family, side, old_address, new_address: new.address, is_hop, has_transport, transport }
 }
 
 /// A packet without a flow: it opens one, or it is the stack's, which may know it or answers with a reset.
@@ -363,6 +368,17 @@ fn chooser<'k>(kernel: &'k impl Kernel, frontend: &Frontend, policy: &Policy) ->
     let cursor = kernel.cursor(frontend.service).ok_or(Reason::Inconsistent)?;
     let slots = kernel.slots(policy.slots_chunk).ok_or(Reason::Inconsistent)?;
     Chooser::new(policy, cursor, slots, kernel).ok_or(Reason::Inconsistent)
+}
+
+/// What a ticket is counted as once it is known whether the packet could be sent.
+#[inline(always)]
+fn came_to_nothing(drawn: ServiceStats, sent: &Result<Exit, Reason>) -> ServiceStats {
+    match sent {
+        Ok(_) => drawn,
+        // Refused or unmatched already, or never drawn.
+        Err(_) if drawn.refused + drawn.unmatched == drawn.tickets => drawn,
+        Err(_) => ticket(0, 1, 0),
+    }
 }
 
 #[inline(always)]

@@ -43,7 +43,7 @@ pub fn ask(kernel: &impl Kernel, client: Client, endpoint: EndpointId, frontend:
         if found.word.frontend() != frontend {
             return Asked::Clash;
         }
-        return if refresh(kernel, bucket, &found, now) { Asked::Noted } else { Asked::Inconsistent };
+        return refresh(kernel, bucket, &found, &place, now);
     }
     let new = ReplyWord::new(frontend, now);
     let bucket = emptier(kernel, first, second, now);
@@ -92,7 +92,7 @@ pub fn answer(kernel: &impl Kernel, client: Client, endpoint: EndpointId) -> Opt
     let (first, second) = (kernel.reply_bucket(place.first)?, kernel.reply_bucket(place.second)?);
     let (bucket, found) = find_awaited(kernel, first, second, place.check, now, ReplyWord::is_confirmed)?;
     if !found.word.is_answered() {
-        found.shared(kernel, bucket)?.replace(found.word.0, found.word.answered().0);
+        found.entry(kernel, bucket)?.1.replace(found.word.0, found.word.answered().0);
     }
     Some(found.word.frontend())
 }
@@ -105,9 +105,9 @@ struct Found {
 
 impl Found {
     #[inline(always)]
-    fn shared<'k>(&self, kernel: &impl Kernel, bucket: &'k ReplyBucket) -> Option<&'k Shared> {
-        let [_, shared] = bucket.entries.get(forget(kernel.scratch()?, self.at as u64) as usize)?;
-        Some(shared)
+    fn entry<'k>(&self, kernel: &impl Kernel, bucket: &'k ReplyBucket) -> Option<(&'k Shared, &'k Shared)> {
+        let [guard, shared] = bucket.entries.get(forget(kernel.scratch()?, self.at as u64) as usize)?;
+        Some((guard, shared))
     }
 }
 
@@ -137,11 +137,14 @@ fn find(
 ) -> Option<Found> {
     let mut i = 0;
     while i < REPLIES_PER_BUCKET {
-        let [guard, shared] = &bucket.entries[i];
-        let guard = guard.load();
+        let [shared_guard, shared] = &bucket.entries[i];
+        let guard = shared_guard.load();
         let word = ReplyWord(shared.load());
         if guard ^ word.frontend_bits() == check && word.is_live() && counts(word) && is_awaited(kernel, word, now) {
-            return Some(Found { at: i, word });
+            // Read again: the entry may have been written for another pair between the two.
+            if shared_guard.load() == guard {
+                return Some(Found { at: i, word });
+            }
         }
         i += 1;
     }
@@ -179,14 +182,19 @@ static ROLLED: Hidden = Hidden(REPLIES_PER_BUCKET as u64);
 const REFRESH_TICKS: u32 = 4;
 
 #[inline(always)]
-fn refresh(kernel: &impl Kernel, bucket: &ReplyBucket, found: &Found, now: Tick) -> bool {
+fn refresh(kernel: &impl Kernel, bucket: &ReplyBucket, found: &Found, place: &ReplyPlace, now: Tick) -> Asked {
     let age = now.since_with_slack(found.word.seen());
-    if age >= REFRESH_TICKS + Tick::SLACK || found.word.is_answered() {
-        let Some(shared) = found.shared(kernel, bucket) else { return false };
-        // A lost race is as good: someone else refreshed it, or it is answered this very moment.
-        shared.replace(found.word.0, ReplyWord::new(found.word.frontend(), now).confirmed().0);
+    if age < REFRESH_TICKS + Tick::SLACK && !found.word.is_answered() {
+        return Asked::Noted;
     }
-    true
+    let Some((guard, shared)) = found.entry(kernel, bucket) else { return Asked::Inconsistent };
+    let new = ReplyWord::new(found.word.frontend(), now).confirmed();
+    if shared.replace(found.word.0, new.0) {
+        return Asked::Noted;
+    }
+    // Someone else refreshed it, or it is answered this very moment; or it was evicted for another pair.
+    let again = ReplyWord(shared.load());
+    if again.is_live() && guard.load() ^ again.frontend_bits() == place.check { Asked::Noted } else { Asked::Lost }
 }
 
 #[inline(always)]

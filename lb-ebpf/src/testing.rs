@@ -363,8 +363,8 @@ impl Packet for MemoryPacket {
     }
 
     fn rewrite(&mut self, edit: &Edit) -> Result<(), Reason> {
-        if let Some(transport) = &edit.transport {
-            self.rewrite_transport(edit, transport)?;
+        if edit.has_transport {
+            self.rewrite_transport(edit, &edit.transport)?;
         }
         match edit.family {
             Family::V4 => {

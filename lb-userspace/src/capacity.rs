@@ -46,11 +46,11 @@ impl From<&Limits> for Capacity {
         let backends = limits.backends.saturating_mul(2);
         Self {
             frontends,
-            frontend_infos: frontends.saturating_mul(2) + 1,
-            services: limits.services + 1,
-            policies: limits.services.saturating_mul(2) + 1,
+            frontend_infos: frontends.saturating_mul(2).saturating_add(1),
+            services: limits.services.saturating_add(1),
+            policies: limits.services.saturating_mul(2).saturating_add(1),
             slot_chunks: limits.get(Limit::Slots).div_ceil(SLOTS_PER_CHUNK).max(1),
-            backends: backends + 1,
+            backends: backends.saturating_add(1),
             endpoints: backends,
             flow_buckets: buckets(limits.flows, flow::WAYS),
             reply_buckets: buckets(limits.replies, REPLIES_PER_BUCKET),
@@ -127,7 +127,7 @@ fn hash(map: &'static str, entries: u32, key: usize, value: usize, cpus: u32) ->
     const ELEMENT: u64 = 48;
     const BUCKET: u64 = 16;
     let element = ELEMENT + (key as u64).next_multiple_of(8) + (value as u64).next_multiple_of(8);
-    let buckets = u64::from(entries.next_power_of_two()) * BUCKET;
+    let buckets = u64::from(entries).next_power_of_two() * BUCKET;
     MapMemory { map, entries, bytes: buckets + (u64::from(entries) + u64::from(cpus)) * element }
 }
 

@@ -125,6 +125,16 @@ impl Evenkeel {
         }
     }
 
+    /// Replaces the configuration with one that is applied as a whole.
+    ///
+    /// # Errors
+    /// As [`Evenkeel::reload`], or the controller says anything but that it was applied.
+    pub fn apply(&mut self, configuration: &str) -> Result<()> {
+        let told = self.reload(configuration)?;
+        ensure!(told.as_deref() == Some("configuration applied"), "the reload ended with {told:?}");
+        Ok(())
+    }
+
     /// Kills the controller at once, as a crash would.
     pub fn kill(&mut self) {
         if let Some(mut running) = self.running.take() {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use lb_common::addr::Protocol;
+use lb_common::{addr::Protocol, backend::Way};
 use lb_userspace::{dataplane::bpf::Program, plan::Plan};
 use testbed::{
     cases::{DEFAULT_WAY, Machine, host::Host, kernel, planned},
@@ -31,8 +31,9 @@ fn main() -> ExitCode {
 }
 
 fn agree(services: &str) -> Result<()> {
-    let plan = planned(services, DEFAULT_WAY, &Plan::default())?;
     for seed in 1..=(PACKETS / RUN / SERVICES.len()) as u64 {
+        let way = WAYS[seed as usize % WAYS.len()];
+        let plan = planned(services, way, &Plan::default())?;
         let (mut host, mut kernel) = (Host::default(), kernel::Kernel::new()?);
         host.program(&plan)?;
         kernel.program(&plan)?;
@@ -42,7 +43,7 @@ fn agree(services: &str) -> Result<()> {
             let (expected, found) = (host.run(at, &bytes)?, kernel.run(at, &bytes)?);
             if expected != found {
                 bail!(
-                    "seed {seed}, packet {number} at {}: {bytes:02x?}\n  host:   {expected:02x?}\n  kernel: {found:02x?}",
+                    "seed {seed}, {way:?}, packet {number} at {}: {bytes:02x?}\n  host:   {expected:02x?}\n  kernel: {found:02x?}",
                     at.name()
                 );
             }
@@ -50,6 +51,9 @@ fn agree(services: &str) -> Result<()> {
     }
     Ok(())
 }
+
+/// One for each seed, in turn.
+const WAYS: [Way; 3] = [DEFAULT_WAY, Way::Peer { ifindex: 1 }, Way::Stack];
 
 const PROGRAMS: [Program; 6] = [
     Program::IngressClients,

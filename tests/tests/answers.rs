@@ -179,7 +179,7 @@ impl Stage {
     }
 
     fn go_by(&mut self, way: &str) -> Result<()> {
-        self.evenkeel.reload(&configuration(&self.lab, way))?;
+        self.evenkeel.apply(&configuration(&self.lab, way))?;
         self.evenkeel.wait_for_way(way)
     }
 

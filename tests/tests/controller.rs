@@ -154,7 +154,7 @@ fn a_refused_reload_is_shown() -> Result<()> {
     let told = evenkeel.reload(&format!("{good}\n[limits]\nflows = 1000\n"))?;
     ensure!(told.as_deref() == Some("configuration refused; what was running goes on"), "{told:?}");
     let status = evenkeel.status()?["last_refusal"].to_string();
-    ensure!(status.contains("[limits] are not those in force"), "{status}");
+    ensure!(status.contains("evenkeel.toml:8:9: [limits] are not those in force"), "{status}");
     all_answered(&lab, FRONTENDS[0], 100)
 }
 
@@ -169,7 +169,7 @@ fn refused_at_the_start() -> Result<()> {
             &good,
             &["--way", "redirect-peer"][..],
             format!(
-                "backend {}: way redirect-peer cannot be: the other end of eth1 is itself a port of a bridge; use \
+                ":5:13: service dns: backend {}: way redirect-peer cannot be: the other end of eth1 is itself a port of a bridge; use \
                  `way = \"auto\"`",
                 first.v4
             ),
@@ -177,8 +177,8 @@ fn refused_at_the_start() -> Result<()> {
         (
             &nowhere,
             &[],
-            "service dns: no interface that clients could come in by has the address 203.0.113.9; name those they \
-             come in by: interfaces = [\"…\"]"
+            ":3:11: service dns: no interface that clients could come in by has the address 203.0.113.9; name those \
+             they come in by: interfaces = [\"…\"]"
                 .to_owned(),
         ),
         (&good.replace("eth3", "eth33"), &[], "did you mean `eth3`?".to_owned()),

@@ -65,9 +65,12 @@ fn main() -> ExitCode {
         root("a_killed_controller_leaves_cursors_hooks_and_tables", a_killed_controller_leaves_everything),
         root("records_are_changed_in_place_and_cleared", records_are_changed_in_place_and_cleared),
         root("thousands_of_entries_are_written_and_read", thousands_of_entries_are_written_and_read),
+        root("no_program_takes_the_verifier_more_than_300000_instructions", no_program_takes_the_verifier_long),
         root("what_does_not_fit_is_refused_with_the_limit_to_raise", what_does_not_fit_is_refused),
         root("maps_of_another_size_are_refused_by_name", maps_of_another_size_are_refused),
         root("maps_of_another_kind_are_refused_by_name", maps_of_another_kind_are_refused),
+        root("detach_removes_what_another_version_pinned", detach_removes_what_another_version_pinned),
+        root("detach_leaves_a_folder_of_others_alone", detach_leaves_a_folder_of_others_alone),
         root("a_missing_map_is_refused_by_name", a_missing_map_is_refused),
         root("another_layout_is_refused", another_layout_is_refused),
         root("an_interrupted_making_is_begun_again", an_interrupted_making_is_begun_again),
@@ -238,6 +241,17 @@ fn thousands_of_entries_are_written_and_read() -> Result<()> {
 
 // Refusing.
 
+fn no_program_takes_the_verifier_long() -> Result<()> {
+    let (bpf, _) = Ground::new()?.open()?;
+    let verified = bpf.verified_instructions()?;
+    ensure!(verified.len() == 7, "{verified:?}");
+    for (name, taken) in &verified {
+        let taken = taken.with_context(|| format!("{name}: the kernel does not tell"))?;
+        ensure!((1..=300_000).contains(&taken), "{name} takes {taken} of the kernel's 1,000,000: {verified:?}");
+    }
+    Ok(())
+}
+
 fn what_does_not_fit_is_refused() -> Result<()> {
     let ground = Ground::new()?;
     let (mut bpf, _) = ground.open()?;
@@ -363,6 +377,45 @@ fn another_layout_is_refused() -> Result<()> {
     let expected = format!("{} holds map layout 9, this version reads layout 1; ", ground.pins.path().display());
     ensure!(error.to_string().starts_with(&expected), "{error}");
     ensure!(Maps::look(&ground.pins).is_err_and(|error| matches!(error, PinsError::Layout { found: 9, .. })));
+    Ok(())
+}
+
+fn detach_removes_what_another_version_pinned() -> Result<()> {
+    let ground = Ground::new()?;
+    let veth = Veth::new("layout")?;
+    let (bpf, _) = ground.open()?;
+    outcomes(&attach::apply(&bpf, &veth.clients(), Mode::Tcx)?)?;
+    drop(bpf);
+    ground.write_version(9)?;
+    let folder = ground.pins.path();
+    let strange = sys::open_pin(&folder.join("SERVICES"))?;
+    sys::pin(std::os::fd::AsFd::as_fd(&strange), &folder.join("MAGLEV"))?;
+    sys::pin(std::os::fd::AsFd::as_fd(&strange), &folder.join("filters/strange"))?;
+    let link = folder.join(format!("links/{}-ingress", veth.ifindex));
+    std::fs::rename(&link, folder.join(format!("links/{}", veth.name)))?;
+    ensure!(ground.open().is_err() && veth.hooks(Mode::Tcx)?.0, "another layout goes on until it is detached");
+    let detached = attach::detach_all(&ground.pins, &ground.options().state)?;
+    ensure!(detached.has_maps, "{detached:?}");
+    ensure!(!folder.exists(), "{} is still there", folder.display());
+    ensure!(veth.hooks(Mode::Tcx)? == (false, false), "a link of another name is detached as well");
+    let (_, opening) = ground.open()?;
+    ensure!(!opening.is_adopted);
+    Ok(())
+}
+
+fn detach_leaves_a_folder_of_others_alone() -> Result<()> {
+    let ground = Ground::new()?;
+    let (bpf, _) = ground.open()?;
+    let map = sys::open_pin(&ground.pins.path().join("SERVICES"))?;
+    drop(bpf);
+    let root = ground.root.path().join("bpf");
+    std::fs::create_dir(root.join("others"))?;
+    for folder in [root.join("others"), root] {
+        let theirs = folder.join("theirs");
+        sys::pin(std::os::fd::AsFd::as_fd(&map), &theirs)?;
+        let refused = attach::detach_all(&Pins::new(&folder), &ground.options().state);
+        ensure!(refused.is_err() && theirs.exists(), "{refused:?}");
+    }
     Ok(())
 }
 

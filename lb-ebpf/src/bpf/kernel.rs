@@ -15,7 +15,7 @@ use lb_common::{
     stats::{ServiceStats, Traffic},
 };
 use lb_ebpf::{
-    atomic::Shared,
+    atomic::{Hidden, Shared},
     kernel::{FlowBucket, Kernel, ReplyBucket, Route, RouteQuery, SlotChunk},
     packet::Link,
 };
@@ -234,10 +234,12 @@ struct FibQuery {
     service: u32,
     source: [u32; 4],
     destination: [u32; 4],
-    vlan: u32,
-    /// Our device's address, then the next hop's.
-    macs: [u32; 3],
+    /// Four bytes of VLAN, our device's address, the next hop's.
+    vlan_and_macs: [u64; 2],
 }
+
+/// Zero, of which the compiler does not know it: else it clears what follows each other by a call of a byte loop.
+static ZERO: Hidden = Hidden(0);
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
@@ -247,7 +249,7 @@ impl FibQuery {
     fn new(query: &RouteQuery, ifindex: u32) -> Self {
         let (family, source, destination) = match query.family {
             Family::V4 => (AF_INET, v4(&query.source), v4(&query.destination)),
-            Family::V6 => (AF_INET6, query.source.0, query.destination.0),
+            Family::V6 => (AF_INET6, query.source.by_words().0, query.destination.by_words().0),
         };
         Self {
             family_and_protocol: family.to_le(),
@@ -256,18 +258,16 @@ impl FibQuery {
             service: 0,
             source,
             destination,
-            vlan: 0,
-            macs: [0; 3],
+            vlan_and_macs: [ZERO.get(), ZERO.get()],
         }
     }
 
     #[inline(always)]
     fn link(&self) -> Link {
-        let half = |word: u32, is_second: bool| (if is_second { word >> 16 } else { word }) as u16;
-        let [first, middle, last] = self.macs;
+        let [first, second] = self.vlan_and_macs;
         Link {
-            destination: [half(middle, true), half(last, false), half(last, true)],
-            source: [half(first, false), half(first, true), half(middle, false)],
+            destination: [(second >> 16) as u16, (second >> 32) as u16, (second >> 48) as u16],
+            source: [(first >> 32) as u16, (first >> 48) as u16, second as u16],
         }
     }
 }

@@ -189,7 +189,7 @@ pub(crate) fn count(reason: Reason) {
 #[inline(always)]
 pub(crate) fn tail_call(context: &TcContext, program: u32) -> Reason {
     // SAFETY: both programs of the array take the same context.
-    let _ = unsafe { PROGRAMS.tail_call(context, program) };
+    unsafe { PROGRAMS.tail_call(context, program) };
     Reason::Inconsistent
 }
 

@@ -22,6 +22,14 @@ use zerocopy::FromBytes;
 /// Bytes that are made directly readable when the packet has them: Ethernet, IPv6, a few extension headers, TCP.
 const HEADERS: u32 = 128;
 
+/// Whether the packet carries a VLAN tag, which the kernel has taken out of its bytes.
+#[inline(always)]
+pub(crate) fn has_vlan_tag(context: &TcContext) -> bool {
+    const VLAN_ID: u32 = 0xfff;
+    // SAFETY: the context's pointer is valid while the program runs.
+    unsafe { (*context.skb.skb).vlan_present != 0 && (*context.skb.skb).vlan_tci & VLAN_ID != 0 }
+}
+
 /// A packet at the TC hook.
 pub(crate) struct TcPacket<'c> {
     context: &'c TcContext,
@@ -161,9 +169,9 @@ impl Packet for TcPacket<'_> {
 
     #[inline(always)]
     fn rewrite(&mut self, edit: &Edit) -> Result<(), Reason> {
-        if let Some(transport) = &edit.transport {
-            self.replace_address_sum(edit, transport)?;
-            self.replace_port(edit.side, transport)?;
+        if edit.has_transport {
+            self.replace_address_sum(edit, &edit.transport)?;
+            self.replace_port(edit.side, &edit.transport)?;
         }
         match edit.family {
             Family::V4 => self.rewrite_ipv4(edit),

@@ -39,7 +39,12 @@ pub fn find_by_frontend<'k>(kernel: &'k impl Kernel, client: Client, frontend: F
 /// The flow of a packet from `endpoint` to `client`.
 #[inline(always)]
 pub fn find_by_endpoint<'k>(kernel: &'k impl Kernel, client: Client, endpoint: EndpointId) -> Option<Found<'k>> {
-    find(kernel, &Key::new(client), Peer::Endpoint(endpoint))
+    let key = Key::new(client);
+    // A flow that goes on before one that has moved: the same backend may have been chosen again.
+    match find(kernel, &key, Peer::Endpoint(endpoint)) {
+        Some(found) => Some(found),
+        None => find(kernel, &key, Peer::EndpointMoved(endpoint)),
+    }
 }
 
 impl Found<'_> {
@@ -71,15 +76,24 @@ impl Found<'_> {
     /// Takes the flow out of the table, its backend having heard nothing of it.
     #[inline(always)]
     pub fn evict(&self, kernel: &impl Kernel) {
-        if self.way.replace(self.word.0, free(self.word).0) && self.word.state().is_active() {
-            count_down(kernel, self.backend);
-        }
+        self.end(kernel, free(self.word));
     }
 
     /// Ends the flow for its client. What its backend still answers is translated a while longer.
     #[inline(always)]
     pub fn retire(&self, kernel: &impl Kernel, now: Tick) {
-        if self.way.replace(self.word.0, self.word.with(FlowState::Moved, now).0) {
+        self.end(kernel, self.word.with(FlowState::Moved, now));
+    }
+
+    /// Another packet of the flow may have changed the word meanwhile; then once more.
+    #[inline(always)]
+    fn end(&self, kernel: &impl Kernel, ended: Word) {
+        if self.way.replace(self.word.0, ended.0) {
+            count_down(kernel, self.backend);
+            return;
+        }
+        let again = Word(self.way.load());
+        if again.is_same_tenant(self.word) && again.state().is_active() && self.way.replace(again.0, ended.0) {
             count_down(kernel, self.backend);
         }
     }
@@ -116,13 +130,20 @@ pub fn begin<K: Kernel>(
     chooser: &Chooser<'_>,
 ) -> Result<Begun, Reason> {
     let now = kernel.now();
-    sweep(kernel, now);
+    if let Some(position) = kernel.sweep_position()
+        && let Some(bucket) = kernel.flow_bucket(position.fetch_add(1) as u32 & kernel.flow_mask())
+    {
+        sweep(kernel, bucket, now);
+    }
     let key = Key::new(client);
     let place = flow_place(kernel.secret(), kernel.flow_mask(), client);
     let buckets = Buckets {
         first: kernel.flow_bucket(place.first).ok_or(Reason::Inconsistent)?,
         second: kernel.flow_bucket(place.second).ok_or(Reason::Inconsistent)?,
     };
+    // What has expired in there must not clash.
+    sweep(kernel, buckets.first, now);
+    sweep(kernel, buckets.second, now);
     let mut tries = 0;
     while tries < CLAIMS.get() {
         tries += 1;
@@ -149,12 +170,10 @@ pub fn begin<K: Kernel>(
     Err(Reason::Contention)
 }
 
-/// Evicts what has expired in one bucket, the next one each time, so that the counts of active flows stay exact also
-/// while no controller runs.
+/// Evicts what has expired in a bucket. Each new flow does so with the next one of the table, so that the counts of
+/// active flows stay exact also while no controller runs.
 #[inline(always)]
-fn sweep(kernel: &impl Kernel, now: Tick) {
-    let Some(position) = kernel.sweep_position() else { return };
-    let Some(bucket) = kernel.flow_bucket(position.fetch_add(1) as u32 & kernel.flow_mask()) else { return };
+fn sweep(kernel: &impl Kernel, bucket: &FlowBucket, now: Tick) {
     for (way, entry) in bucket.words.iter().zip(&bucket.entries) {
         let word = Word(way.load());
         if rank(kernel, word, now) >> 32 != EXPIRED >> 32 {
@@ -246,17 +265,22 @@ enum Peer {
     Frontend(FrontendId),
     /// The backend's direction.
     Endpoint(EndpointId),
+    /// The backend's direction, for what the client is served elsewhere by now.
+    EndpointMoved(EndpointId),
     /// This endpoint, known for any frontend but this.
     EndpointOfAnother(EndpointId, FrontendId),
 }
 
 impl Peer {
-    /// The last of the states in which a flow is found. What has moved is found by its replies only.
+    /// The states in which a flow is found. What has moved is found by its replies only.
     #[inline(always)]
-    const fn last_state(self) -> u64 {
+    const fn states(self) -> (u64, u64) {
+        let (first, last, moved) =
+            (FlowState::HalfOpen.to_bits(), FlowState::UdpAssured.to_bits(), FlowState::Moved.to_bits());
         match self {
-            Self::Frontend(_) => FlowState::UdpAssured.to_bits(),
-            Self::Endpoint(_) | Self::EndpointOfAnother(..) => FlowState::Moved.to_bits(),
+            Self::Frontend(_) | Self::Endpoint(_) => (first, last),
+            Self::EndpointMoved(_) => (moved, moved),
+            Self::EndpointOfAnother(..) => (first, moved),
         }
     }
 }
@@ -314,12 +338,15 @@ fn find_in(bucket: &FlowBucket, key: &Key, tag: u64, peer: Peer) -> Option<Seen>
         let entry = &bucket.entries[i];
         let word = Word(way.load());
         let state = word.state_bits();
-        if word.tag() == tag && state >= FlowState::HalfOpen.to_bits() && state <= peer.last_state() {
+        let (first, last) = peer.states();
+        if word.tag() == tag && state >= first && state <= last {
             let whom = entry[2].load();
             let served = entry[3].load();
             let is_peer = match peer {
                 Peer::Frontend(frontend) => whom == key.words[2] | (frontend.0 as u64) << 32,
-                Peer::Endpoint(endpoint) => whom & 0xffff_ffff == key.words[2] && served >> 32 == endpoint.0 as u64,
+                Peer::Endpoint(endpoint) | Peer::EndpointMoved(endpoint) => {
+                    whom & 0xffff_ffff == key.words[2] && served >> 32 == endpoint.0 as u64
+                }
                 Peer::EndpointOfAnother(endpoint, frontend) => {
                     whom & 0xffff_ffff == key.words[2]
                         && whom >> 32 != frontend.0 as u64

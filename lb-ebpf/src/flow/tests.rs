@@ -120,8 +120,8 @@ fn assert_consistent(maps: &Maps) {
 
 #[test]
 fn the_same_new_flow_on_two_cpus_draws_one_ticket() {
-    const FLOWS: u32 = 40_000;
-    let maps = maps(1 << 14, 7);
+    const FLOWS: u32 = 1_000_000;
+    let maps = maps(1 << 18, 7);
     let policy = policy(Index::Cursor, 7);
     thread::scope(|scope| {
         for seed in 0..2 {
@@ -150,7 +150,7 @@ fn two_cpus_coming_and_going_leave_the_table_consistent() {
             let (maps, policy) = (&maps, &policy);
             scope.spawn(move || {
                 let cpu = Cpu::new(maps, seed);
-                for i in 0..200_000_u32 {
+                for i in 0..5_000_000_u32 {
                     let n = cpu.random() % 512;
                     let frontend = FrontendId(1 + cpu.random() % 2);
                     let state = [FlowState::HalfOpen, FlowState::Established, FlowState::Udp, FlowState::Udp]
@@ -291,23 +291,32 @@ fn a_retired_flow_s_backend_may_be_chosen_again() {
     let again = start(&cpu, &policy, 1, FRONTEND, FlowState::Udp);
     assert_eq!(again, Ok(Begun::Made { backend: BackendId(1), is_diverted: false }));
     assert_consistent(&maps);
+    // Its answers belong to the flow that goes on.
+    find_by_endpoint(&cpu, client(1), EndpointId(1)).expect("it was just made").note(
+        cpu.now(),
+        From::Backend,
+        TcpFlags::default(),
+    );
+    let states: BTreeSet<FlowState> = flows(&maps).into_iter().map(|(state, _)| state).collect();
+    assert_eq!(states, [FlowState::UdpAnswered, FlowState::Moved].into());
 }
 
 #[test]
 fn a_flood_of_half_open_flows_evicts_no_established_one() {
-    let maps = maps(64, 4);
+    const LIVE: u32 = 10_000;
+    let maps = maps(1 << 13, 4);
     let cpu = Cpu::new(&maps, 1);
     let policy = policy(Index::Cursor, 4);
-    for n in 0..150 {
+    for n in 0..LIVE {
         start(&cpu, &policy, n, FRONTEND, FlowState::Established).expect("there is room");
     }
-    for n in 1000..50_000 {
+    for n in LIVE..LIVE + 1_600_000 {
         match start(&cpu, &policy, n, FRONTEND, FlowState::HalfOpen) {
             Ok(_) | Err(Reason::FlowTableFull) => {}
             Err(reason) => panic!("{reason:?}"),
         }
     }
-    for n in 0..150 {
+    for n in 0..LIVE {
         assert!(find_by_frontend(&cpu, client(n), FRONTEND).is_some(), "flow {n} was evicted");
     }
     assert_consistent(&maps);

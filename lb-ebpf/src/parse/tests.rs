@@ -125,11 +125,11 @@ fn fragments_are_told_apart() {
             let parsed = parse(&Datagram { part: Some(part), ..sample(family, Protocol::UDP) }.packet());
             parsed.expect("it is sound").fragment
         };
-        assert!(matches!(fragment(0, true), Fragment::First { .. }), "{family}");
+        assert!(fragment(0, true) == Fragment::First, "{family}");
         assert_eq!(fragment(0, false), Fragment::Whole, "{family}");
         for offset in (3..16).map(|bit| 1 << bit) {
             for has_more in [true, false] {
-                assert!(matches!(fragment(offset, has_more), Fragment::Later { .. }), "{family} at {offset}");
+                assert!(fragment(offset, has_more) == Fragment::Later, "{family} at {offset}");
             }
         }
     }

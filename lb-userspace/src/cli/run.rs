@@ -2,14 +2,18 @@
 
 use std::{io, path::PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{
+    filter::{ParseError, Targets},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 use super::Folders;
 use crate::{
-    reconcile::{self, Options},
+    reconcile::{self, Options, RunError},
     settings::{HookSetting, WaySetting},
 };
 
@@ -49,15 +53,40 @@ fn hook(name: &str) -> Result<HookSetting, String> {
     known.ok_or_else(|| format!("one of {}", HookSetting::ALL.map(HookSetting::name).join(", ")))
 }
 
-/// Logs what `EVENKEEL_LOG` names (`debug`, or `lb_userspace::network=trace`), `info` and above without it.
+/// What says how much is logged.
+const LOG: &str = "EVENKEEL_LOG";
+
 fn log_to_stderr() -> Result<()> {
-    const VARIABLE: &str = "EVENKEEL_LOG";
-    let filter = match std::env::var(VARIABLE) {
-        Ok(wanted) => wanted.parse().with_context(|| format!("{VARIABLE}={wanted}"))?,
-        Err(_unset) => Targets::new().with_default(LevelFilter::INFO),
-    };
+    let filter = filter(std::env::var(LOG).ok().as_deref())?;
     let is_terminal = io::IsTerminal::is_terminal(&io::stderr());
     let format = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false).with_ansi(is_terminal);
     tracing_subscriber::registry().with(format).with(filter).init();
     Ok(())
+}
+
+/// What is wanted (`debug`, or `lb_userspace::network=trace`), `info` and above where nothing is.
+fn filter(wanted: Option<&str>) -> Result<Targets, RunError> {
+    let refused = |wanted, error| {
+        let right = "write for example info, debug or lb_userspace::network=trace";
+        RunError::Refused(vec![format!("{LOG}={wanted}: {error}; {right}")])
+    };
+    match wanted {
+        Some(wanted) => wanted.parse().map_err(|error: ParseError| refused(wanted, error)),
+        None => Ok(Targets::new().with_default(LevelFilter::INFO)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::exit_code, *};
+
+    #[test]
+    fn a_log_filter_that_cannot_be_is_wrong_usage() {
+        let error = filter(Some("lb_userspace=loud")).expect_err("there is no such level");
+        assert!(error.to_string().starts_with("EVENKEEL_LOG=lb_userspace=loud: "), "{error}");
+        assert_eq!(exit_code(&error.into()), 2);
+        for good in [None, Some("debug"), Some("lb_userspace::network=trace")] {
+            assert!(filter(good).is_ok(), "{good:?}");
+        }
+    }
 }

@@ -272,6 +272,13 @@ pub fn detach_all(pins: &Pins, state: &Path) -> Result<Detached, PinsError> {
         };
         dropped.map_err(|source| PinsError::Io { path, source })?;
     }
+    let others = if pins.is_made_by_controller() { pins::names(&pins.links())? } else { Vec::new() };
+    for name in others {
+        // A link as another version names them. Where it cannot be detached its pin goes all the same.
+        if let Ok(link) = sys::open_pin(&pins.links().join(name)) {
+            sys::link_detach(link.as_fd()).ok();
+        }
+    }
     drop_qdiscs(pins)?;
     let has_maps = pins.map(pins::SETTINGS).exists();
     let maps = bpf::wanted_shapes(&Capacity::default())

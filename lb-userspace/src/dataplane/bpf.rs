@@ -129,6 +129,11 @@ impl Program {
 /// Programs reached by tail call, in the order of their places in the program array.
 const TAILS: [&str; 2] = ["begin_flow", "query"];
 
+/// The names of all programs that are loaded.
+fn loaded_programs() -> impl Iterator<Item = &'static str> {
+    Program::ALL.into_iter().map(Program::name).chain(TAILS).chain([READ_JIFFIES])
+}
+
 /// The data path in the kernel, owned: no other controller has it.
 #[derive(Debug)]
 pub struct Bpf {
@@ -246,6 +251,22 @@ impl Bpf {
         let options = TestRunOptions { data_in: Some(packet), data_out: Some(&mut after), ..TestRunOptions::default() };
         let verdict = self.test_run(program.name(), options)?;
         Ok((verdict.cast_signed(), after))
+    }
+
+    /// How many instructions the verifier took for each loaded program; a kernel before 5.16 does not tell.
+    ///
+    /// # Errors
+    /// When the kernel refuses to describe a program.
+    pub fn verified_instructions(&self) -> Result<BTreeMap<&'static str, Option<u32>>, DataplaneError> {
+        let of = |name| {
+            let refused = |error| DataplaneError::Map {
+                map: PROGRAMS,
+                operation: format!("describe {name}"),
+                source: io::Error::other(whole(&error)),
+            };
+            self.loaded(name).info().map(|info| (name, info.verified_instruction_count())).map_err(refused)
+        };
+        loaded_programs().map(of).collect()
     }
 
     /// Waits until no packet is under way that saw anything of before.
@@ -461,7 +482,7 @@ fn load(
         loader.map_pin_path(name, pins.map(name));
     }
     let mut ebpf = loader.load(OBJECT)?;
-    for name in Program::ALL.into_iter().map(Program::name).chain(TAILS).chain([READ_JIFFIES]) {
+    for name in loaded_programs() {
         let program: &mut SchedClassifier = ebpf
             .program_mut(name)
             .ok_or(OpenError::Program { name, source: ProgramError::UnexpectedProgramType })?

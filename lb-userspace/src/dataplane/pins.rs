@@ -12,6 +12,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, TryLockError},
     io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -228,11 +229,20 @@ impl Pins {
         Ok(())
     }
 
-    /// Removes every map and program array, then the folders. What else lies there stays, and so do they. Tells whether
-    /// the filesystem was mounted for these pins alone.
+    /// Removes every pin and then the folders; tells whether the filesystem was mounted for these pins alone.
+    ///
+    /// In a folder that a controller made, all pins are a controller's, if not this version's. In any other only those
+    /// of `maps` and the program arrays go: what else lies there stays, and so does the folder.
     pub(super) fn remove_all(&self, maps: impl IntoIterator<Item = String>) -> Result<bool, PinsError> {
-        let programs = self.generations()?.into_iter().map(|generation| self.programs(generation));
-        for path in maps.into_iter().map(|name| self.map(&name)).chain(programs) {
+        let mut pins = if self.is_made_by_controller() {
+            [files(&self.links())?, files(&self.filters())?, files(&self.0)?].concat()
+        } else {
+            let programs = self.generations()?.into_iter().map(|generation| self.programs(generation));
+            maps.into_iter().map(|name| self.map(&name)).chain(programs).collect()
+        };
+        // By it the folder is known to be a controller's, should something before it fail.
+        pins.sort_by_key(|path| *path == self.map(SETTINGS));
+        for path in pins {
             sys::unpin(&path).map_err(|error| io_error(&path, error))?;
         }
         let has_mounted = self.mount_mark().exists();
@@ -244,6 +254,21 @@ impl Pins {
         }
         Ok(has_mounted)
     }
+
+    /// Whether the folder has what [`Self::create`] makes or the settings, and is not all of a filesystem, which others
+    /// use too.
+    pub(super) fn is_made_by_controller(&self) -> bool {
+        let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+        let is_in_filesystem = device(&self.0.join("..")) == device(&self.0);
+        let has_marks = self.map(SETTINGS).exists() || (self.links().is_dir() && self.filters().is_dir());
+        is_in_filesystem && has_marks
+    }
+}
+
+/// Everything in a folder but folders; nothing where there is no folder.
+fn files(folder: &Path) -> Result<Vec<PathBuf>, PinsError> {
+    let paths = names(folder)?.into_iter().map(|name| folder.join(name));
+    Ok(paths.filter(|path| !path.is_dir()).collect())
 }
 
 /// Unmounts the bpf filesystem in its usual place, unless someone else has begun to use it.

@@ -65,6 +65,18 @@ pub struct ServiceDraft {
     pub rules: Option<List<RuleDraft>>,
 }
 
+impl ServiceDraft {
+    /// Who is named as a backend, whether in a list or in rules.
+    pub fn targets(&self) -> Vec<Placed<Target>> {
+        let listed = self.backends.iter().flat_map(|list| &list.items);
+        let ruled = self.rules.iter().flat_map(|list| &list.items);
+        listed
+            .map(|item| Placed { value: item.value.target, place: item.place })
+            .chain(ruled.map(|item| item.value.target))
+            .collect()
+    }
+}
+
 /// A frontend as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenDraft {

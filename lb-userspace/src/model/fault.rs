@@ -284,12 +284,18 @@ pub enum What {
         known: String,
     },
     /// A limit the layout has no room for.
-    #[error("limits.{limit} = {value} is out of range; write 1 to {max}, which takes {}", readable(*.bytes_at_max))]
+    #[error(
+        "limits.{limit} = {value} is out of range{}; write 1 to {max}, which takes {}",
+        .bytes.map_or_else(String::new, |bytes| format!(" and would take {} of memory for all maps", readable(bytes))),
+        readable(*.bytes_at_max)
+    )]
     BadLimit {
         /// The key.
         limit: &'static str,
         /// What is written.
         value: i64,
+        /// Memory of all maps at this value, where maps could be that large.
+        bytes: Option<u64>,
         /// The largest value.
         max: u32,
         /// Memory of all maps at the largest value.
@@ -313,7 +319,11 @@ pub enum What {
         bytes: u64,
     },
     /// More is configured than there can be.
-    #[error("{needed} {things} are more than the {max} that there can be")]
+    #[error(
+        "{needed} {things} would take {} of memory for all maps and are more than the {max} that there can be; \
+         configure at most {max}",
+        readable(*.bytes)
+    )]
     BeyondLayout {
         /// How many are configured.
         needed: u64,
@@ -321,6 +331,8 @@ pub enum What {
         things: &'static str,
         /// The most.
         max: u32,
+        /// Memory that all maps would take.
+        bytes: u64,
     },
     /// One service with more slots than one value of the map has.
     #[error("the weights need {needed} slots, and a service has at most {most}; use smaller weights")]

@@ -54,6 +54,29 @@ pub enum At {
     Interface(String),
 }
 
+/// A part of a configured service, by which the place is found where it was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// A listener.
+    Listen(Listen),
+    /// A backend, wherever it is named first.
+    Backend(Target),
+}
+
+/// A part of what is wanted that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("service {service}: {why}")]
+pub struct Rejected {
+    /// The configured service's name.
+    pub service: String,
+    /// The part of it.
+    pub part: Part,
+    /// Why, and what would be right.
+    pub why: String,
+}
+
 /// What is chosen once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Schedule {

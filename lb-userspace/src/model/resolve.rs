@@ -11,7 +11,7 @@ use lb_common::{
     service::SocketKey,
 };
 
-use super::{At, Choice, Desired, Schedule, Service, Target};
+use super::{At, Choice, Desired, Listen, Part, Rejected, Schedule, Service, Target};
 use crate::plan::tables::ServiceKey;
 
 /// The services of the kernel that are wanted. No two have a frontend in common.
@@ -34,16 +34,6 @@ pub struct CompiledService {
     pub choice: Choice<SocketKey>,
 }
 
-/// A part of what is wanted that cannot be.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, serde::Serialize)]
-#[error("service {service}: {why}")]
-pub struct Rejected {
-    /// The configured service's name.
-    pub service: String,
-    /// Why, and what would be right.
-    pub why: String,
-}
-
 /// Makes services of the kernel of the configured ones, given the global addresses of each interface.
 ///
 /// An interface that is not there, or has no address, simply has no frontends. A family without backends is left to
@@ -52,17 +42,18 @@ pub fn resolve(desired: &Desired, interfaces: &BTreeMap<String, BTreeSet<IpAddr>
     let mut compiled = Compiled::default();
     let mut taken: BTreeMap<SocketKey, &str> = BTreeMap::new();
     for service in &desired.services {
-        for frontend in frontends(service, interfaces) {
+        for (frontend, listen) in frontends(service, interfaces) {
             let Some((key, choice)) = behind(service, frontend) else { continue };
-            let reject = |why| Rejected { service: service.name.clone(), why };
+            let reject = |part, why| Rejected { service: service.name.clone(), part, why };
             if let Some(other) = taken.get(&frontend) {
                 let why = format!("frontend {frontend} is claimed by service {other} as well; let one of them have it");
-                compiled.rejected.push(reject(why));
+                compiled.rejected.push(reject(Part::Listen(listen.clone()), why));
                 continue;
             }
-            if choice.backends().contains(&&frontend) {
+            let is_frontend = |target: &&&Target| socket(target, frontend) == frontend;
+            if let Some(target) = service.choice.backends().iter().find(is_frontend) {
                 let why = format!("backend {frontend} is the frontend itself; remove it, or give it another port");
-                compiled.rejected.push(reject(why));
+                compiled.rejected.push(reject(Part::Backend(**target), why));
                 continue;
             }
             taken.insert(frontend, &service.name);
@@ -81,29 +72,38 @@ pub fn resolve(desired: &Desired, interfaces: &BTreeMap<String, BTreeSet<IpAddr>
     compiled
 }
 
-/// The frontends of a service, each once.
-fn frontends(service: &Service, interfaces: &BTreeMap<String, BTreeSet<IpAddr>>) -> BTreeSet<SocketKey> {
-    let mut keys = BTreeSet::new();
+/// The frontends of a service, each once and with the listener that it is of.
+pub(crate) fn frontends<'s>(
+    service: &'s Service,
+    interfaces: &BTreeMap<String, BTreeSet<IpAddr>>,
+) -> BTreeMap<SocketKey, &'s Listen> {
+    let mut frontends = BTreeMap::new();
     for listen in &service.listens {
         let addresses: Vec<IpAddr> = match &listen.at {
             At::Address(address) => vec![*address],
             At::Interface(name) => interfaces.get(name).into_iter().flatten().copied().collect(),
         };
         for address in addresses {
-            let key = |protocol: &Protocol| SocketKey::new(Addr::from(address), Port::new(listen.port), *protocol);
-            keys.extend(listen.protocols.iter().map(key));
+            for protocol in &listen.protocols {
+                let key = SocketKey::new(Addr::from(address), Port::new(listen.port), *protocol);
+                frontends.entry(key).or_insert(listen);
+            }
         }
     }
-    keys
+    frontends
+}
+
+/// Where a backend is asked for what comes to a frontend.
+fn socket(target: &Target, frontend: SocketKey) -> SocketKey {
+    let port = Port::new(target.port_behind(frontend.port.number()));
+    SocketKey::new(target.address.into(), port, frontend.protocol)
 }
 
 /// The service of the kernel a frontend belongs to, and the choice it has; nothing where the family has no backends.
 fn behind(service: &Service, frontend: SocketKey) -> Option<(ServiceKey, Choice<SocketKey>)> {
     let family = frontend.address.family();
-    let choice = service.choice.filter_map(|target: &Target| {
-        let port = Port::new(target.port_behind(frontend.port.number()));
-        (target.family() == family).then(|| SocketKey::new(target.address.into(), port, frontend.protocol))
-    });
+    let choice =
+        service.choice.filter_map(|target: &Target| (target.family() == family).then(|| socket(target, frontend)));
     let key = ServiceKey {
         name: service.name.clone(),
         family: match family {

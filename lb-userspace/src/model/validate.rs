@@ -210,17 +210,7 @@ fn judge_chain(chain: &[(Place, Rule<Target>)], family: Option<Family>, place: P
     }
 }
 
-/// Who is named as a backend, whether in a list or in rules.
-fn targets(draft: &ServiceDraft) -> Vec<Placed<Target>> {
-    let listed = draft.backends.iter().flat_map(|list| &list.items);
-    let ruled = draft.rules.iter().flat_map(|list| &list.items);
-    listed
-        .map(|item| Placed { value: item.value.target, place: item.place })
-        .chain(ruled.map(|item| item.value.target))
-        .collect()
-}
-
-/// Whether [`targets`] are all.
+/// Whether [`ServiceDraft::targets`] are all.
 fn targets_are_whole(draft: &ServiceDraft) -> bool {
     draft.backends.as_ref().is_none_or(|list| list.is_whole) && draft.rules.as_ref().is_none_or(|list| list.is_whole)
 }
@@ -253,7 +243,7 @@ fn backends_beside_frontends(draft: &ServiceDraft, judge: &mut Judge<'_>) {
             judge.blame(item.place, What::BackendTwice { backend });
         }
     }
-    for target in targets(draft) {
+    for target in draft.targets() {
         let is_frontend = |listen: &&Listen| {
             listen.at == At::Address(target.value.address) && target.value.port_behind(listen.port) == listen.port
         };
@@ -276,14 +266,14 @@ fn families(draft: &ServiceDraft, judge: &mut Judge<'_>) {
         && list.is_whole
         && !frontends.is_empty()
     {
-        for target in targets(draft) {
+        for target in draft.targets() {
             let family = target.value.family();
             if !frontends.contains(&family) {
                 judge.blame(target.place, What::NoFrontendOfFamily { backend: target.value, family });
             }
         }
     }
-    let backends: BTreeSet<Family> = targets(draft).iter().map(|target| target.value.family()).collect();
+    let backends: BTreeSet<Family> = draft.targets().iter().map(|target| target.value.family()).collect();
     if targets_are_whole(draft) && !backends.is_empty() {
         for item in &list.items {
             if let At::Address(address) = item.value.listen.at
@@ -348,7 +338,7 @@ fn mixed_endpoints(draft: &Draft, faults: &mut Vec<Fault>) {
         let Some(schedule) = service.schedule else { continue };
         let is_udp = |listen: &&Listen| listen.protocols.contains(&Protocol::UDP);
         let ports: BTreeSet<u16> = listens_of(service).filter(is_udp).map(|listen| listen.port).collect();
-        for target in targets(service) {
+        for target in service.targets() {
             for port in &ports {
                 let port = Port::new(target.value.port_behind(*port));
                 let key = SocketKey::new(target.value.address.into(), port, Protocol::UDP);
@@ -438,7 +428,7 @@ fn room(draft: &Draft, services: &[(Service, &ServiceDraft)], host: &Host, fault
             let bytes = Capacity::from(&limits).total_bytes(host.cpus);
             let value = draft.limits.get(limit);
             let what = match limit.max() {
-                max if needed > u64::from(max) => What::BeyondLayout { needed, things, max },
+                max if needed > u64::from(max) => What::BeyondLayout { needed, things, max, bytes },
                 _ => What::OverLimit { needed, things, limit: limit.name(), value, bytes },
             };
             faults.push(Fault { place, service: None, what });

@@ -11,26 +11,13 @@ use lb_common::backend::Way;
 use super::{Link, View, way::Chosen};
 use crate::{
     dataplane::attach::{Hooks, Role},
-    model::{At, Desired},
+    model::{At, Desired, Listen, Part, Rejected, Service},
 };
 
-/// Nobody said where the clients of a frontend come in, and the network does not tell.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "service {service}: no interface that clients could come in by has the address {address}; \
-     name those they come in by: interfaces = [\"…\"]"
-)]
-pub struct NoInterface {
-    /// The service's name.
-    pub service: String,
-    /// The frontend's address.
-    pub address: IpAddr,
-}
-
 /// The interfaces that clients come in by: those `named` if any are, else those of the frontends. A named one that is
-/// not there has no clients. Beside them, the frontends whose address is on no interface, or on one that packets from
-/// elsewhere never come in by.
-pub fn clients(view: &View, named: &[String], desired: &Desired) -> (BTreeSet<u32>, Vec<NoInterface>) {
+/// not there has no clients. Beside them, the listeners whose address is on no interface, or on one that packets from
+/// elsewhere never come in by: nobody said where their clients come in, and the network does not tell.
+pub fn clients(view: &View, named: &[String], desired: &Desired) -> (BTreeSet<u32>, Vec<Rejected>) {
     if !named.is_empty() {
         return (named.iter().filter_map(|name| view.ifindex(name)).collect(), Vec::new());
     }
@@ -43,15 +30,24 @@ pub fn clients(view: &View, named: &[String], desired: &Desired) -> (BTreeSet<u3
                 At::Address(address) => {
                     let owners = owners(view, *address);
                     if owners.is_empty() {
-                        homeless.push(NoInterface { service: service.name.clone(), address: *address });
+                        homeless.push(no_interface(service, listen, *address));
                     }
                     interfaces.extend(owners);
                 }
             }
         }
     }
-    homeless.dedup();
+    // Several ports of one address are one fault.
+    homeless.dedup_by(|one, other| (&one.service, &one.why) == (&other.service, &other.why));
     (interfaces, homeless)
+}
+
+fn no_interface(service: &Service, listen: &Listen, address: IpAddr) -> Rejected {
+    let why = format!(
+        "no interface that clients could come in by has the address {address}; \
+         name those they come in by: interfaces = [\"…\"]"
+    );
+    Rejected { service: service.name.clone(), part: Part::Listen(listen.clone()), why }
 }
 
 fn owners(view: &View, address: IpAddr) -> Vec<u32> {
@@ -133,7 +129,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        model::{Choice, Listen, Schedule, Service},
+        model::{Choice, Schedule},
         network::testing::{self, lab},
         settings::WaySetting,
     };

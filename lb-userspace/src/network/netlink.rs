@@ -18,6 +18,9 @@ pub struct NetworkError {
     source: io::Error,
 }
 
+/// How often a dump that was interrupted by a change is made again.
+const DUMPED_AGAIN: usize = 3;
+
 impl NetworkError {
     fn of(what: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| Self { what, source }
@@ -135,8 +138,21 @@ impl Network {
             Dump::Neighbours => "list neighbours",
             Dump::Forwarding => "list bridges' forwarding tables",
         };
+        // The last error keeps the view before in force, which is better than one that misses a link.
+        for _ in 0..=DUMPED_AGAIN {
+            if let Some(all) = self.dump_once(what, name)? {
+                return Ok(all);
+            }
+        }
+        let source = io::Error::other("changed each time while it was listed");
+        Err(NetworkError { what: name, source })
+    }
+
+    /// The whole dump, or nothing where it was interrupted by a change.
+    fn dump_once(&self, what: Dump, name: &'static str) -> Result<Option<Vec<Message>>, NetworkError> {
         self.socket.send(&wire::dump(what), 0).map_err(NetworkError::of(name))?;
         let mut all = Vec::new();
+        let mut is_whole = true;
         loop {
             let (datagram, _) = self.socket.recv_from_full().map_err(NetworkError::of(name))?;
             for message in wire::messages(&datagram) {
@@ -144,8 +160,9 @@ impl Network {
                     return Err(NetworkError { what: name, source: io::Error::from_raw_os_error(errno) });
                 }
                 if message == Message::Done {
-                    return Ok(all);
+                    return Ok(is_whole.then_some(all));
                 }
+                is_whole &= message != Message::Interrupted;
                 all.push(message);
             }
         }
@@ -240,6 +257,7 @@ fn differs(message: &Message, view: &View) -> bool {
         Message::Neighbour(NeighbourMessage::Neighbour { known: None, .. } | NeighbourMessage::Other)
         | Message::NeighbourGone(_)
         | Message::Answer(_)
+        | Message::Interrupted
         | Message::Done
         | Message::Other => false,
         Message::Link(_) | Message::LinkGone(_) | Message::Address(_) | Message::Route(_) => true,

@@ -24,6 +24,8 @@ pub(super) enum Message {
     Route(Route),
     /// The kernel's refusal, by errno; zero is its consent.
     Answer(i32),
+    /// Comes before a message of a dump that changed while it was made, and may miss anything.
+    Interrupted,
     /// The end of a dump.
     Done,
     /// Something of another kind.
@@ -83,6 +85,7 @@ const RTM_GETNEIGH: u16 = 30;
 
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
+const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_CREATE: u16 = 0x400;
 
@@ -207,9 +210,13 @@ impl Request {
 /// Every message of one datagram. What is cut short ends it.
 pub(super) fn messages(mut datagram: &[u8]) -> Vec<Message> {
     let mut found = Vec::new();
-    while let (Some(length), Some(kind)) = (u32_at(datagram, 0), u16_at(datagram, 4)) {
+    while let (Some(length), Some(kind), Some(flags)) = (u32_at(datagram, 0), u16_at(datagram, 4), u16_at(datagram, 6))
+    {
         let length = length as usize;
         let Some(body) = datagram.get(HEADER..length) else { break };
+        if flags & NLM_F_DUMP_INTR != 0 {
+            found.push(Message::Interrupted);
+        }
         found.push(message(kind, body).unwrap_or(Message::Other));
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
@@ -434,6 +441,24 @@ mod tests {
                 is_running: true,
                 mac: Some(Mac([2, 0, 0, 0, 0, 9])),
             })]
+        );
+    }
+
+    #[test]
+    fn a_dump_that_changed_meanwhile_is_told_from_a_whole_one() {
+        let gone = |flags| Request::new(RTM_DELLINK, flags, &[0; 16]).finish();
+        let done = |flags| Request::new(NLMSG_DONE, flags, &[0; 4]).finish();
+        const MULTI: u16 = 0x2;
+        let one = Message::LinkGone(0);
+        assert_eq!(messages(&[gone(MULTI), done(MULTI)].concat()), [one.clone(), Message::Done]);
+        assert_eq!(
+            messages(&[gone(MULTI | NLM_F_DUMP_INTR), done(MULTI)].concat()),
+            [Message::Interrupted, one.clone(), Message::Done]
+        );
+        assert_eq!(
+            messages(&[gone(MULTI), done(MULTI | NLM_F_DUMP_INTR)].concat()),
+            [one, Message::Interrupted, Message::Done],
+            "before the end is read"
         );
     }
 

@@ -18,8 +18,8 @@ use crate::{
     capacity::Capacity,
     dataplane::Named,
     model::{
-        Choice, Schedule,
-        resolve::{Compiled, CompiledService, Rejected},
+        Choice, Part, Rejected, Schedule,
+        resolve::{Compiled, CompiledService},
     },
     selector::{Arrangement, arrange},
     settings::Limit,
@@ -76,7 +76,7 @@ pub fn plan(
                 plan.services.insert(key.clone(), id);
             }
             Err(full) => {
-                plan.rejected.push(Rejected { service: key.name.clone(), why: full.to_string() });
+                plan.rejected.push(Rejected { service: key.name.clone(), part: Part::Whole, why: full.to_string() });
                 if let Some(id) = before {
                     as_before.insert(id);
                     plan.services.insert(key.clone(), id);

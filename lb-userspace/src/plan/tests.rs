@@ -395,7 +395,7 @@ fn what_does_not_fit_is_rejected_by_name_and_the_rest_is_planned() {
     assert_eq!(first.rejected, []);
     let next = make(&compile(vec![service("a", 53, &[10, 11, 12, 13]), service("b", 54, &[14])]), &first);
     let why = "no room for its backends; raise limits.backends".to_owned();
-    assert_eq!(next.rejected, [Rejected { service: "a".to_owned(), why }]);
+    assert_eq!(next.rejected, [Rejected { service: "a".to_owned(), part: Part::Whole, why }]);
     assert!(backend_at(&next, 11).is_some() && backend_at(&next, 12).is_none(), "a goes on as it was");
     assert_eq!(next.tables.services.len(), 2);
     is_consistent(&next.tables);

@@ -14,8 +14,8 @@ use std::{
 };
 
 use lb_common::{
-    backend::{BackendId, BackendState},
-    service::ServiceId,
+    backend::{BackendId, BackendState, Way},
+    service::{FrontendId, ServiceId},
 };
 use sd_notify::NotifyState;
 use tracing::{debug, error, info, warn};
@@ -24,7 +24,7 @@ use crate::{
     capacity::Capacity,
     dataplane::{
         Dataplane, DataplaneError, Named,
-        attach::{self, Direction, HookReport, Hooks, Mode, Role},
+        attach::{self, Direction, HookReport, Hooks, Mode, Place, Role},
         bpf::{Bpf, OpenError, Options as BpfOptions},
         host,
         pins::{Pins, PinsError},
@@ -41,8 +41,8 @@ use crate::{
         plan,
         tables::{BackendRecord, ServiceKey, Tables},
     },
-    settings::{HookSetting, Settings, WaySetting},
-    source::file::{self, FileError, Loaded},
+    settings::{HookSetting, Limit, Settings, WaySetting},
+    source::file::{self, FileError, Loaded, Places},
     state::{HookState, LastChange, LastRefusal, LastSweep, Moment, ServiceState, State, StateError, WayState},
 };
 use events::{Event, Events};
@@ -135,11 +135,10 @@ pub async fn run(options: &Options) -> Result<(), RunError> {
                 world.sweep();
             }
         }
-        let backends = target::backends(&world.desired);
-        match network.view(&backends) {
+        match network.view(&world.backends_with(&world.desired)) {
             Ok(seen) => {
                 if world.settings.way != WaySetting::Stack {
-                    asker.ask(&network, &seen, &view, &backends);
+                    asker.ask(&network, &seen, &view, &target::backends(&world.desired));
                 }
                 view = seen;
             }
@@ -202,7 +201,8 @@ async fn start(
     };
     let mut world = World::new(bpf, attach_to_kernel, capacity, state, options.state.clone())?;
     if opening.is_adopted {
-        world.remember(&known, &view);
+        view = network.view(&world.backends_with(&loaded.desired))?;
+        world.remember(&known, &view, &attach::held(world.dataplane.pins())?);
     }
     world.begin(loaded, &view)?;
     Ok((world, view))
@@ -224,7 +224,7 @@ fn load(options: &Options, view: &View) -> Result<Loaded, RunError> {
 /// Brings about the file as it is now, or refuses it; tells which.
 fn reload<D: Dataplane>(world: &mut World<D>, options: &Options, network: &Network, view: &View) -> &'static str {
     let reloaded = load(options, view).and_then(|loaded| {
-        let view = network.view(&target::backends(&loaded.desired))?;
+        let view = network.view(&world.backends_with(&loaded.desired))?;
         world.reload(loaded, &view)
     });
     match reloaded {
@@ -308,6 +308,8 @@ struct World<D> {
     is_half_done: bool,
     /// What is odd about the configuration in force.
     oddities: Vec<String>,
+    /// Where its parts were read.
+    places: Places,
     state: State,
     state_folder: PathBuf,
 }
@@ -334,23 +336,38 @@ impl<D: Dataplane> World<D> {
             has_failed_hooks: false,
             is_half_done: false,
             oddities: Vec::new(),
+            places: Places::default(),
             state,
             state_folder,
         })
     }
 
-    /// Takes over what an earlier controller knew beside the maps.
-    fn remember(&mut self, known: &State, view: &View) {
+    /// The addresses of these backends and of those in the maps, removed ones included.
+    fn backends_with(&self, desired: &Desired) -> BTreeSet<IpAddr> {
+        target::backends(desired).into_iter().chain(remaining(&self.tables)).collect()
+    }
+
+    /// Takes over what an earlier controller knew beside the maps, and the hooks that are `held`.
+    fn remember(&mut self, known: &State, view: &View, held: &[(Mode, Place)]) {
         self.is_adopted = true;
         self.services = known.services.iter().map(|service| (service.key.clone(), ServiceId(service.id))).collect();
         self.state.services.clone_from(&known.services);
         self.state.counted_from.clone_from(&known.counted_from);
-        let is_same = |hook: &&HookState| view.ifindex(&hook.interface) == Some(hook.ifindex);
-        let hooks = |hook: &HookState| {
-            let name = hook.interface.clone();
-            (hook.ifindex, Hooks { name, ingress: role_of(hook.ingress.as_deref()), egress: hook.egress })
-        };
-        self.hooks = known.hooks.iter().filter(is_same).map(hooks).collect();
+        self.hooks.clear();
+        for (_, place) in held.iter().filter(|(_, place)| view.links.contains_key(&place.ifindex)) {
+            let none = || Hooks { name: view.name(place.ifindex), ingress: None, egress: false };
+            let hooks = self.hooks.entry(place.ifindex).or_insert_with(none);
+            match place.direction {
+                Direction::Ingress => {
+                    // By number: the interface may have another name by now.
+                    let known = known.hooks.iter().find(|hook| hook.ifindex == place.ifindex);
+                    let role = known.and_then(|hook| role_of(hook.ingress.as_deref()));
+                    // Where nobody knows which program it is, none of what it may do is taken away.
+                    hooks.ingress = role.or(Some(Role::Both));
+                }
+                Direction::Egress => hooks.egress = true,
+            }
+        }
     }
 
     /// Brings about the first configuration.
@@ -360,31 +377,33 @@ impl<D: Dataplane> World<D> {
 
     /// Brings about another configuration, or refuses it whole.
     fn reload(&mut self, loaded: Loaded, view: &View) -> Result<(), RunError> {
-        if loaded.settings.limits != self.settings.limits {
+        let (asked, in_force) = (&loaded.settings.limits, &self.settings.limits);
+        if let Some(limit) = Limit::ALL.into_iter().find(|limit| asked.get(*limit) != in_force.get(*limit)) {
             let why = "[limits] are not those in force, and maps cannot grow while flows are in them; take the change \
                        back, or stop the controller, remove the maps with `evenkeel detach` and start again (flows are \
                        lost)";
-            return Err(RunError::Refused(vec![format!("{}: {why}", self.state.config.display())]));
+            return Err(RunError::Refused(vec![loaded.places.locate_limit(limit, why)]));
         }
         self.settle(loaded, view, "configuration")
     }
 
     fn settle(&mut self, loaded: Loaded, view: &View, cause: &str) -> Result<(), RunError> {
-        let Loaded { desired, settings, warnings } = loaded;
-        let target = Target::decide(&desired, &settings, view, &self.target);
+        let Loaded { desired, settings, warnings, places } = loaded;
+        let target = Target::decide(&desired, &remaining(&self.tables), &settings, view, &self.target);
         let mut faults = target.faults.clone();
         let rejected = self.plan(&target, None).rejected;
-        faults.extend(rejected.iter().map(ToString::to_string).filter(|fault| !target.faults.contains(fault)));
+        faults.extend(rejected.into_iter().filter(|fault| !target.faults.contains(fault)));
         if !faults.is_empty() {
-            return Err(RunError::Refused(faults));
+            return Err(RunError::Refused(faults.iter().map(|fault| places.locate(fault)).collect()));
         }
         for warning in &warnings {
             warn!("{warning}");
         }
         let settings_before = std::mem::replace(&mut self.settings, settings);
         let oddities_before = std::mem::replace(&mut self.oddities, warnings.iter().map(ToString::to_string).collect());
+        let places_before = std::mem::replace(&mut self.places, places);
         if let Err(error) = self.bring_about(target, view, None, cause) {
-            (self.settings, self.oddities) = (settings_before, oddities_before);
+            (self.settings, self.oddities, self.places) = (settings_before, oddities_before, places_before);
             return Err(error);
         }
         self.desired = desired;
@@ -405,9 +424,13 @@ impl<D: Dataplane> World<D> {
 
     /// Brings about what the network's present state asks for.
     fn follow(&mut self, view: &View) {
-        let target = Target::decide(&self.desired, &self.settings, view, &self.target);
+        let remain = remaining(&self.tables);
+        let mut target = Target::decide(&self.desired, &remain, &self.settings, view, &self.target);
+        if may_answer_through_stack(&self.tables) {
+            target.keep_egress(view, &self.hooks);
+        }
         for fault in target.faults.iter().filter(|fault| !self.target.faults.contains(fault)) {
-            warn!("{fault}");
+            warn!("{}", self.places.locate(fault));
         }
         if target == self.target && !self.has_failed_hooks && !self.is_half_done {
             return;
@@ -468,14 +491,17 @@ impl<D: Dataplane> World<D> {
             unhooked = self.take_replies(&target)?;
         }
         let plan = self.plan(&target, named);
-        let rejected: Vec<String> = plan.rejected.iter().map(ToString::to_string).collect();
+        if may_answer_through_stack(&plan.tables) {
+            target.keep_egress(view, &self.hooks);
+        }
+        let faults = target.faults.iter().chain(&plan.rejected);
+        let faults: Vec<String> = faults.map(|fault| self.places.locate(fault)).collect();
         let changes = diff(&self.tables, &plan);
         let (stored, applied) = self.apply(&changes, plan)?;
         let failed = self.attach(&target.hooks)?;
         self.has_failed_hooks = !failed.is_empty() || !unhooked.is_empty();
         self.is_adopted = false;
-        let warnings: BTreeSet<String> =
-            [&self.oddities[..], &target.warnings, &target.faults, &rejected].concat().into_iter().collect();
+        let warnings: BTreeSet<String> = [&self.oddities[..], &target.warnings, &faults].concat().into_iter().collect();
         for warning in target.warnings.iter().filter(|warning| !self.state.warnings.contains(warning)) {
             warn!("{warning}");
         }
@@ -619,6 +645,19 @@ impl<D: Dataplane> World<D> {
             warn!(%error, "the state is not written");
         }
     }
+}
+
+/// The addresses of all backends in the maps.
+fn remaining(tables: &Tables) -> BTreeSet<IpAddr> {
+    tables.backends.values().map(|record| record.key.address.to_ip()).collect()
+}
+
+/// Whether something was removed whose answers may yet come through the stack.
+fn may_answer_through_stack(tables: &Tables) -> bool {
+    let live: BTreeSet<FrontendId> = tables.frontends.values().map(|frontend| frontend.frontend).collect();
+    let is_removed = |record: &BackendRecord| record.state == BackendState::UdpGone;
+    tables.backends.values().any(|record| record.way == Way::Stack)
+        && (tables.backends.values().any(is_removed) || tables.frontend_infos.keys().any(|info| !live.contains(info)))
 }
 
 fn named_and_removed(tables: &Tables, named: &Named) -> usize {

@@ -13,12 +13,12 @@ use lb_common::{
 use crate::{
     dataplane::attach::Hooks,
     model::{
-        At, Desired,
-        resolve::{Compiled, resolve},
+        At, Desired, Part, Rejected, Service,
+        resolve::{Compiled, frontends, resolve},
     },
     network::{
         Route, View, hooks,
-        way::{self, Chosen},
+        way::{self, Chosen, Impossible},
     },
     settings::{Settings, WaySetting},
 };
@@ -35,26 +35,33 @@ pub struct Target {
     /// The programs wanted on each interface.
     pub hooks: BTreeMap<u32, Hooks>,
     /// What cannot be as it was asked for. A configuration with any is refused; once in force, the rest goes on.
-    pub faults: Vec<String>,
+    pub faults: Vec<Rejected>,
     /// What someone should look at.
     pub warnings: Vec<String>,
 }
 
 impl Target {
-    /// Decides everything, `previous` being what was decided before.
-    pub fn decide(desired: &Desired, settings: &Settings, view: &View, previous: &Self) -> Self {
+    /// Decides everything, `previous` being what was decided before. Backends that `remain` are in the maps still, desired
+    /// or not: flows may go to them, and what they answer is taken.
+    pub fn decide(
+        desired: &Desired,
+        remain: &BTreeSet<IpAddr>,
+        settings: &Settings,
+        view: &View,
+        previous: &Self,
+    ) -> Self {
         let compiled = resolve(desired, &view.addresses_by_name());
         let (mut clients, homeless) = hooks::clients(view, &settings.interfaces, desired);
         if !homeless.is_empty() {
             clients.extend(previous.clients.iter().filter(|ifindex| view.links.contains_key(ifindex)));
         }
-        let mut faults: Vec<String> = compiled.rejected.iter().map(ToString::to_string).collect();
-        faults.extend(homeless.iter().map(ToString::to_string));
+        let mut faults = compiled.rejected.clone();
+        faults.extend(homeless);
         let mut ways = BTreeMap::new();
-        for backend in backends(desired) {
-            let (chosen, fault) = choose(view, backend, settings.way, previous.ways.get(&backend));
-            ways.insert(backend, chosen);
-            faults.extend(fault);
+        for backend in backends(desired).union(remain) {
+            let (chosen, impossible) = choose(view, *backend, settings.way, previous.ways.get(backend));
+            ways.insert(*backend, chosen);
+            faults.extend(impossible.and_then(|impossible| blame(desired, &impossible)));
         }
         let warnings = warnings(desired, view, &clients, &ways);
         let hooks = hooks::wanted(view, &clients, &ways);
@@ -86,6 +93,15 @@ impl Target {
         }
         any
     }
+
+    /// Goes on taking the stack's replies where they are taken now: who is removed may be about to answer.
+    pub fn keep_egress(&mut self, view: &View, current: &BTreeMap<u32, Hooks>) {
+        let is_kept = |(ifindex, hooks): &(&u32, &Hooks)| hooks.egress && view.links.contains_key(ifindex);
+        for (ifindex, _) in current.iter().filter(is_kept) {
+            let none = || Hooks { name: view.name(*ifindex), ingress: None, egress: false };
+            self.hooks.entry(*ifindex).or_insert_with(none).egress = true;
+        }
+    }
 }
 
 /// The addresses of all backends.
@@ -95,15 +111,30 @@ pub fn backends(desired: &Desired) -> BTreeSet<IpAddr> {
 }
 
 /// The way that was asked for; where that cannot be, the one before or the best there is, and the fault.
-fn choose(view: &View, backend: IpAddr, setting: WaySetting, previous: Option<&Chosen>) -> (Chosen, Option<String>) {
+fn choose(
+    view: &View,
+    backend: IpAddr,
+    setting: WaySetting,
+    previous: Option<&Chosen>,
+) -> (Chosen, Option<Impossible>) {
     match way::choose(view, backend, setting, previous) {
         Ok(chosen) => (chosen, None),
         Err(impossible) => {
             let best = way::choose(view, backend, WaySetting::Auto, previous);
             let chosen = best.unwrap_or_else(|_| unreachable!("the automatic choice is always possible"));
-            (chosen, Some(impossible.to_string()))
+            (chosen, Some(impossible))
         }
     }
+}
+
+/// The fault of the first service that names the backend.
+fn blame(desired: &Desired, impossible: &Impossible) -> Option<Rejected> {
+    let named = |service: &Service| {
+        let target = service.choice.backends().into_iter().find(|target| target.address == impossible.backend)?;
+        let part = Part::Backend(*target);
+        Some(Rejected { service: service.name.clone(), part, why: impossible.to_string() })
+    };
+    desired.services.iter().find_map(named)
 }
 
 fn warnings(desired: &Desired, view: &View, clients: &BTreeSet<u32>, ways: &BTreeMap<IpAddr, Chosen>) -> Vec<String> {
@@ -120,6 +151,7 @@ fn warnings(desired: &Desired, view: &View, clients: &BTreeSet<u32>, ways: &BTre
                 }
             }
         }
+        warnings.extend(Family::ALL.into_iter().filter_map(|family| unreached(service, family, view)));
     }
     if clients.is_empty() {
         warnings.push("clients come in by no interface: nothing is balanced".into());
@@ -144,13 +176,33 @@ fn warnings(desired: &Desired, view: &View, clients: &BTreeSet<u32>, ways: &BTre
     warnings
 }
 
+/// A warning where backends of this family are behind interfaces that have addresses of the other one only.
+fn unreached(service: &Service, family: Family, view: &View) -> Option<String> {
+    let backends = service.choice.backends();
+    let backend = backends.iter().find(|target| target.family() == family)?;
+    let frontends = frontends(service, &view.addresses_by_name());
+    // Without any, the interface itself has been told.
+    if frontends.is_empty() || frontends.keys().any(|frontend| frontend.address.family() == family) {
+        return None;
+    }
+    let name = service.listens.iter().find_map(|listen| match &listen.at {
+        At::Interface(name) => Some(name),
+        At::Address(_) => None,
+    })?;
+    Some(format!(
+        "service {}: interface {name} has no {family} address: no client is sent to backend {backend}; add one, or \
+         remove the backend",
+        service.name
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use lb_common::addr::Protocol;
 
     use super::*;
     use crate::{
-        model::{Choice, Listen, Schedule, Service, Target as Backend},
+        model::{Choice, Listen, Schedule, Target as Backend},
         network::testing::{BR0, ETH3, V1, ip, lab},
     };
 
@@ -171,7 +223,7 @@ mod tests {
     }
 
     fn decide(desired: &Desired, settings: &Settings, view: &View) -> Target {
-        Target::decide(desired, settings, view, &Target::default())
+        Target::decide(desired, &BTreeSet::new(), settings, view, &Target::default())
     }
 
     #[test]
@@ -191,9 +243,11 @@ mod tests {
         let target = decide(&on_eth3(&["10.0.0.2", "10.0.0.4"]), &settings, &lab());
         assert_eq!(target.ways[&ip("10.0.0.4")].way, Way::Neighbour { ifindex: BR0 });
         assert_eq!(
-            target.faults,
-            ["backend 10.0.0.4: way redirect-peer cannot be: its link-layer address on br0 is not known yet; \
-              use `way = \"auto\"`"]
+            target.faults.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            [
+                "service dns: backend 10.0.0.4: way redirect-peer cannot be: its link-layer address on br0 is not known yet; \
+              use `way = \"auto\"`"
+            ]
         );
     }
 
@@ -203,7 +257,7 @@ mod tests {
         let mut view = lab();
         let before = decide(&desired, &Settings::default(), &view);
         view.addresses.remove(&ETH3);
-        let after = Target::decide(&desired, &Settings::default(), &view, &before);
+        let after = Target::decide(&desired, &BTreeSet::new(), &Settings::default(), &view, &before);
         assert_eq!(after.clients, [ETH3].into());
         assert_eq!(after.faults.len(), 1);
     }
@@ -218,6 +272,34 @@ mod tests {
         assert_eq!((chosen.way, chosen.why.as_str()), (Way::Stack, "replies cannot be taken: busy"));
         assert_ne!(target.ways[&ip("10.0.0.3")].way, Way::Stack);
         assert!(target.hooks[&ETH3].egress);
+    }
+
+    #[test]
+    fn a_backend_of_a_family_that_the_interface_has_no_address_of_is_told() {
+        let settings = Settings { way: WaySetting::Stack, ..Settings::default() };
+        let mut view = lab();
+        let both = on_eth3(&["10.0.0.2", "fd00::2"]);
+        assert_eq!(decide(&both, &settings, &view).warnings, [""; 0]);
+        view.addresses.insert(ETH3, [ip("192.0.2.53")].into());
+        assert_eq!(
+            decide(&both, &settings, &view).warnings,
+            ["service dns: interface eth3 has no IPv6 address: no client is sent to backend fd00::2; add one, or \
+              remove the backend"]
+        );
+        assert_eq!(decide(&on_eth3(&["10.0.0.2"]), &settings, &view).warnings, [""; 0]);
+        view.addresses.insert(ETH3, [ip("2001:db8::53")].into());
+        assert_eq!(
+            decide(&both, &settings, &view).warnings,
+            ["service dns: interface eth3 has no IPv4 address: no client is sent to backend 10.0.0.2; add one, or \
+              remove the backend"]
+        );
+        let mut elsewhere = both;
+        elsewhere.services[0].listens.push(Listen {
+            at: At::Address(ip("192.0.2.60")),
+            port: 53,
+            protocols: [Protocol::UDP].into(),
+        });
+        assert_eq!(decide(&elsewhere, &settings, &view).warnings, [""; 0], "another listener reaches it");
     }
 
     #[test]

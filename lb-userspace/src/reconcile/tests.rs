@@ -9,7 +9,6 @@ use crate::{
     dataplane::{Counters, attach::AttachError, memory::Memory},
     model::{At, Choice, Listen, Schedule, Service, Target as Backend},
     network::testing::{BR0, ETH3, V1, V3, ip, lab, mac, meet},
-    settings::Limits,
 };
 
 /// A data path in memory, and what was done to it in order.
@@ -87,7 +86,12 @@ fn loaded(backends: &[&str]) -> Loaded {
             choice: Choice::RoundRobin(backends.iter().map(backend).collect()),
         }],
     };
-    Loaded { desired, settings: Settings::default(), warnings: Vec::new() }
+    Loaded { desired, settings: Settings::default(), warnings: Vec::new(), places: Places::default() }
+}
+
+/// The configuration of a file.
+fn read(text: &str) -> Loaded {
+    file::parse("evenkeel.toml", text, &Host { cpus: 2, interfaces: None }).expect("nothing is wrong with it")
 }
 
 /// What was done since this was last asked.
@@ -144,14 +148,16 @@ fn a_reload_that_asks_for_what_cannot_be_changes_nothing() {
     world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
     let before = world.tables.clone();
     done(&world);
-    let mut elsewhere = loaded(&["10.0.0.3"]);
-    elsewhere.desired.services[0].listens[0].at = At::Address(ip("203.0.113.9"));
+    let elsewhere = read(
+        "[[service]]\nname = \"dns\"\nlisten = [\n  { address = \"203.0.113.9\", port = 53, protocols = [\"udp\"] },\n]\n\
+         backends = [\"10.0.0.3\"]\n",
+    );
     let error = world.reload(elsewhere, &lab()).expect_err("no such address");
     world.refuse(&error);
     assert_eq!((done(&world), &world.tables), (Vec::new(), &before));
     let refusal = world.state.last_refusal.clone().expect("the refusal is shown");
     assert_eq!(refusal.messages, [error.to_string()]);
-    assert!(refusal.messages[0].starts_with("service dns: no interface"), "{error}");
+    assert!(refusal.messages[0].starts_with("evenkeel.toml:4:3: service dns: no interface"), "{error}");
 
     world.reload(loaded(&["10.0.0.3"]), &lab()).expect("a good configuration");
     assert_eq!(world.state.last_refusal, None);
@@ -161,14 +167,37 @@ fn a_reload_that_asks_for_what_cannot_be_changes_nothing() {
 fn limits_cannot_change_while_running() {
     let (mut world, _folder) = world(empty(), &[]);
     world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
-    let mut larger = loaded(&["10.0.0.2"]);
-    larger.settings.limits = Limits { flows: 1 << 20, ..Limits::default() };
+    let larger = read(
+        "[limits]\nflows = 1_048_576\n[[service]]\nname = \"dns\"\nbackends = [\"10.0.0.2\"]\n\
+         listen = [{ address = \"192.0.2.53\", port = 53, protocols = [\"udp\"] }]",
+    );
     let error = world.reload(larger, &lab()).expect_err("other limits");
     assert_eq!(
         error.to_string(),
-        "evenkeel.toml: [limits] are not those in force, and maps cannot grow while flows are in them; take the change \
+        "evenkeel.toml:2:9: [limits] are not those in force, and maps cannot grow while flows are in them; take the change \
          back, or stop the controller, remove the maps with `evenkeel detach` and start again (flows are lost)"
     );
+}
+
+#[test]
+fn a_fault_that_only_the_network_tells_is_told_with_its_place() {
+    let (mut world, _folder) = world(empty(), &[]);
+    let text = "way = \"redirect-peer\"\n[[service]]\nname = \"a\"\n\
+                listen = [{ address = \"192.0.2.53\", port = 53, protocols = [\"udp\"] }]\nbackends = [\"10.0.0.2\"]\n\
+                [[service]]\nname = \"b\"\nlisten = [{ interface = \"eth3\", port = 53, protocols = [\"udp\"] }]\n\
+                backends = [\n  \"10.0.0.2\",\n  \"10.0.0.4\",\n  \"192.0.2.54\",\n]\n";
+    let error = world.begin(read(text), &lab()).expect_err("all of it is wrong");
+    let said = error.to_string();
+    for expected in [
+        "evenkeel.toml:8:11: service b: frontend 192.0.2.53:53/udp is claimed by service a as well; let one of them \
+         have it",
+        "evenkeel.toml:12:3: service b: backend 192.0.2.54:53/udp is the frontend itself; remove it, or give it \
+         another port",
+        "evenkeel.toml:11:3: service b: backend 10.0.0.4: way redirect-peer cannot be: its link-layer address on br0 is \
+         not known yet; use `way = \"auto\"`",
+    ] {
+        assert!(said.lines().any(|line| line == expected), "{said}\nnot: {expected}");
+    }
 }
 
 #[test]
@@ -256,14 +285,110 @@ fn a_restart_takes_no_program_away_from_clients() {
     let (mut first, folder) = world(empty(), &[]);
     first.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
     let known = State::read(folder.path()).expect("read").expect("written");
-    for (known, steps) in [(known, [ALL, ALL]), (State::default(), [ALL, ALL])] {
+    for (known, held) in [(known, held(&first)), (State::default(), Vec::new())] {
+        let steps = [ALL, ALL];
         let (mut second, _folder) = world(first.dataplane.memory.clone(), &[]);
-        second.remember(&known, &lab());
+        second.remember(&known, &lab(), &held);
         second.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
         assert_eq!(done(&second), steps);
         assert_eq!(second.tables, first.tables);
         assert_eq!(second.services, first.services);
     }
+}
+
+/// What the kernel would hold of the hooks of this world.
+fn held(world: &World<Recorder>) -> Vec<(Mode, Place)> {
+    let places = |(ifindex, hooks): (&u32, &Hooks)| {
+        let ingress = hooks.ingress.map(|_| Direction::Ingress);
+        let egress = hooks.egress.then_some(Direction::Egress);
+        let place = |direction| (Mode::Tcx, Place { ifindex: *ifindex, direction });
+        ingress.into_iter().chain(egress).map(place).collect::<Vec<_>>()
+    };
+    world.hooks.iter().flat_map(places).collect()
+}
+
+#[test]
+fn an_interface_renamed_between_two_controllers_keeps_its_clients() {
+    let (mut first, folder) = world(empty(), &[]);
+    first.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
+    let known = State::read(folder.path()).expect("read").expect("written");
+    let mut view = lab();
+    view.links.get_mut(&ETH3).expect("the lab has eth3").name = "lan0".into();
+    let renamed = ALL.replace("eth3", "lan0");
+    let (mut second, _folder) = world(first.dataplane.memory.clone(), &[]);
+    second.remember(&known, &view, &held(&first));
+    second.begin(loaded(&["10.0.0.2"]), &view).expect("a good start");
+    assert_eq!(done(&second), [renamed.as_str(), &renamed]);
+
+    let (mut unknowing, _folder) = world(first.dataplane.memory.clone(), &[]);
+    unknowing.remember(&State::default(), &view, &held(&first));
+    unknowing.begin(loaded(&["10.0.0.2"]), &view).expect("a good start");
+    assert_eq!(done(&unknowing), ["lan0=both br0=both v1=both v2=both v3=both", &renamed]);
+}
+
+/// Removes what no flow names, as the loop does.
+fn sweep(world: &mut World<Recorder>, named: Named) {
+    world.dataplane.memory.set_named(named);
+    world.sweep();
+    world.follow(&lab());
+}
+
+fn named_backends(world: &World<Recorder>) -> Named {
+    Named { backends: world.tables.backends.keys().copied().collect(), ..Named::default() }
+}
+
+#[test]
+fn replies_of_a_removed_backend_are_taken_until_it_is_cleared() {
+    let (mut world, _folder) = world(empty(), &[]);
+    world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
+    let flows = named_backends(&world);
+    done(&world);
+    world.reload(loaded(&["192.0.2.9"]), &lab()).expect("a good configuration");
+    const BOTH: &str = "eth3=both br0=backends v1=backends v2=backends v3=backends";
+    let said = done(&world);
+    assert_eq!(said.last().map(String::as_str), Some("wait"), "{said:?}");
+    assert_eq!(said.first().map(String::as_str), Some(BOTH));
+    assert_eq!(ways(&world)[0], ("10.0.0.2:53/udp".to_owned(), Way::Peer { ifindex: V1 }));
+    sweep(&mut world, flows);
+    assert_eq!(done(&world), [""; 0], "flows name it still");
+    sweep(&mut world, Named::default());
+    let said = done(&world);
+    assert_eq!(said.last().map(String::as_str), Some("eth3=both"), "{said:?}");
+}
+
+#[test]
+fn replies_of_the_last_service_are_taken_until_its_backends_are_cleared() {
+    let none = || Loaded { desired: Desired::default(), ..loaded(&[]) };
+    for (backend, before, removed) in
+        [("10.0.0.2", ALL, REPLIES), ("10.9.0.1", "eth3=clients+egress", "eth3=none+egress")]
+    {
+        let (mut world, _folder) = world(empty(), &[]);
+        world.begin(loaded(&[backend]), &lab()).expect("a good start");
+        let flows = named_backends(&world);
+        assert_eq!(done(&world).last().map(String::as_str), Some(before));
+        world.reload(none(), &lab()).expect("a good configuration");
+        assert_eq!(done(&world).last().map(String::as_str), Some(removed));
+        sweep(&mut world, flows);
+        assert_eq!(done(&world).iter().filter(|step| step.contains('=')).count(), 0, "flows name it still");
+        sweep(&mut world, Named::default());
+        assert_eq!(done(&world).last().map(String::as_str), Some(""), "none is left");
+        assert!(world.hooks.is_empty());
+    }
+}
+
+#[test]
+fn replies_through_the_stack_are_taken_until_the_backend_behind_it_is_cleared() {
+    let (mut world, _folder) = world(empty(), &[]);
+    world.begin(loaded(&["10.0.0.2", "10.9.0.1"]), &lab()).expect("a good start");
+    let eth3 = |world: &World<Recorder>| world.hooks[&ETH3].egress;
+    let flows = named_backends(&world);
+    assert!(eth3(&world));
+    world.reload(loaded(&["10.0.0.2"]), &lab()).expect("a good configuration");
+    assert!(eth3(&world));
+    sweep(&mut world, flows);
+    assert!(eth3(&world));
+    sweep(&mut world, Named::default());
+    assert!(!eth3(&world));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The configuration file: TOML, read whole or refused whole, with every fault by name and place.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     path::{Path, PathBuf},
 };
@@ -11,12 +11,12 @@ use serde::Serialize;
 use super::reader;
 use crate::{
     model::{
-        Desired,
-        draft::{Host, Place},
+        Desired, Part, Rejected,
+        draft::{Draft, Host, Place},
         fault::Fault,
         validate::validate,
     },
-    settings::Settings,
+    settings::{Limit, Settings},
 };
 
 /// What a good file says.
@@ -28,6 +28,52 @@ pub struct Loaded {
     pub settings: Settings,
     /// What is odd, but can be done.
     pub warnings: Vec<Complaint>,
+    /// Where all of it was read.
+    pub places: Places,
+}
+
+/// Where the parts of a configuration were read, for what only the network tells to be wrong with them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    file: String,
+    parts: BTreeMap<(String, Part), (usize, usize)>,
+    limits: Vec<(Limit, (usize, usize))>,
+}
+
+impl Places {
+    fn new(file: &str, text: &str, draft: &Draft) -> Self {
+        let mut parts = BTreeMap::new();
+        for service in &draft.services {
+            let Some(name) = &service.name else { continue };
+            let mut note = |part, place| {
+                parts.entry((name.value.clone(), part)).or_insert_with(|| position(text, place));
+            };
+            note(Part::Whole, service.place);
+            for item in service.listens.iter().flat_map(|list| &list.items) {
+                note(Part::Listen(item.value.listen.clone()), item.place);
+            }
+            for target in service.targets() {
+                note(Part::Backend(target.value), target.place);
+            }
+        }
+        let limits = draft.limit_places.iter().map(|(limit, place)| (*limit, position(text, *place))).collect();
+        Self { file: file.to_owned(), parts, limits }
+    }
+
+    /// What is rejected, with the place of the part; without one where there is none, as in what no file said.
+    pub fn locate(&self, rejected: &Rejected) -> String {
+        let place = |part: &Part| self.parts.get(&(rejected.service.clone(), part.clone()));
+        match place(&rejected.part).or_else(|| place(&Part::Whole)) {
+            Some((line, column)) => format!("{}:{line}:{column}: {rejected}", self.file),
+            None => rejected.to_string(),
+        }
+    }
+
+    /// A message about a limit, with its place; that of the file where the limit is not given.
+    pub fn locate_limit(&self, limit: Limit, message: &str) -> String {
+        let place = self.limits.iter().find(|(key, _)| *key == limit).map_or((1, 1), |(_, place)| *place);
+        format!("{}:{}:{}: {message}", self.file, place.0, place.1)
+    }
 }
 
 /// Reads a configuration file.
@@ -56,7 +102,8 @@ pub fn parse(file: &str, text: &str, host: &Host) -> Result<Loaded, FileError> {
     faults.extend(more);
     let refusals = complain(&faults, false);
     if refusals.is_empty() {
-        Ok(Loaded { desired, settings, warnings: complain(&faults, true) })
+        let places = Places::new(file, text, &draft);
+        Ok(Loaded { desired, settings, warnings: complain(&faults, true), places })
     } else {
         Err(FileError::Refused(refusals))
     }

@@ -38,7 +38,8 @@ pub(super) fn read(text: &str, host: &Host) -> Result<(Draft, Settings, Vec<Faul
 }
 
 /// Keys of later milestones.
-const LATER_SERVICE_KEYS: [&str; 1] = ["health"];
+const LATER_KEYS: [&str; 2] = ["kubernetes", "metrics"];
+const LATER_SERVICE_KEYS: [&str; 5] = ["health", "timeouts", "affinity", "source-ranges", "mode"];
 const LATER_SELECTORS: [&str; 10] =
     ["lc", "wlc", "sed", "nq", "sh", "dh", "hash", "maglev", "p2c", "least-outstanding"];
 const LATER_HOOKS: [&str; 2] = ["xdp", "xdp-generic"];
@@ -57,7 +58,7 @@ impl Reader<'_> {
     }
 
     fn document(&mut self, table: &DeTable<'_>) -> (Draft, Settings) {
-        self.keys(table, &["interfaces", "hook", "way", "limits", "service"], &[]);
+        self.keys(table, &["interfaces", "hook", "way", "limits", "service"], &LATER_KEYS);
         let mut draft = Draft::default();
         let mut settings = Settings::default();
         if let Some(value) = table.get("interfaces") {
@@ -106,12 +107,16 @@ impl Reader<'_> {
             match u32::try_from(number.value) {
                 Ok(value) if (1..=limit.max()).contains(&value) => draft.limits = draft.limits.with(limit, value),
                 Ok(_) | Err(_) => {
-                    let most = Capacity::from(&Limits::default().with(limit, limit.max()));
+                    let bytes =
+                        |value| Capacity::from(&Limits::default().with(limit, value)).total_bytes(self.host.cpus);
+                    // Maps have up to 8 times as many entries, and their numbers 32 bits.
+                    let is_possible = |value: &u32| *value > 0 && value.checked_mul(8).is_some();
                     let what = What::BadLimit {
                         limit: limit.name(),
                         value: number.value,
+                        bytes: u32::try_from(number.value).ok().filter(is_possible).map(bytes),
                         max: limit.max(),
-                        bytes_at_max: most.total_bytes(self.host.cpus),
+                        bytes_at_max: bytes(limit.max()),
                     };
                     self.blame(number.place, what);
                 }

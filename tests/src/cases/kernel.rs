@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path};
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::{addr::Addr, backend::BackendState, reason::Reason};
 use lb_userspace::{
+    capacity::Capacity,
     dataplane::{
         Dataplane,
         bpf::{Bpf, Options, Program},
@@ -73,15 +74,23 @@ pub fn enter() -> Result<()> {
 const PINS: &str = "/sys/fs/bpf";
 
 impl Kernel {
-    /// An empty data path.
+    /// An empty data path of the cases' small size.
     ///
     /// # Errors
     /// When the programs are refused.
     pub fn new() -> Result<Self> {
+        Self::of(capacity())
+    }
+
+    /// An empty data path of this size.
+    ///
+    /// # Errors
+    /// When the programs are refused.
+    pub fn of(capacity: Capacity) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let name = folder.path().file_name().context("a temporary folder has a name")?.to_owned();
         let pins = Pins::new(Path::new(PINS).join(name.to_string_lossy().trim_start_matches('.')));
-        let options = Options { pins, state: folder.path().to_owned(), capacity: capacity() };
+        let options = Options { pins, state: folder.path().to_owned(), capacity };
         let (bpf, _) = Bpf::open_or_create(&options)?;
         Ok(Self { bpf, plan: Plan::default(), _folder: folder })
     }

@@ -178,7 +178,7 @@ impl Stage {
             let configuration = self.configuration(method);
             match &mut self.evenkeel {
                 None => self.evenkeel = Some(Evenkeel::start(&self.lab, &configuration)?),
-                Some(evenkeel) => drop(evenkeel.reload(&configuration)?),
+                Some(evenkeel) => evenkeel.apply(&configuration)?,
             }
             let promise = if method.is_exact() { Promise::Exact(method.schedule) } else { Promise::Answered };
             match method.schedule {

@@ -55,13 +55,15 @@ pub fn find() -> Result<Toolchain> {
 ///
 /// # Errors
 ///
-/// When it does not compile, or when the object contains a panic, which the kernel would not load.
+/// When it does not compile, when the object contains a panic, which the kernel would not load, or when it handles
+/// memory byte by byte.
 pub fn build(toolchain: &Toolchain) -> Result<PathBuf> {
     let folder = folders::target().join("bpf");
     run(&mut cargo(toolchain, "build", &folder, &[]))?;
     let object = folder.join(versions::BPF_TARGET).join("bpf").join(BINARY);
     let bytes = fs::read(&object).with_context(|| format!("{} was built but cannot be read", object.display()))?;
     gate::check(&bytes).with_context(|| format!("{}", object.display()))?;
+    gate::check_speed(&bytes).with_context(|| format!("{}", object.display()))?;
     Ok(object)
 }
 

@@ -29,8 +29,7 @@ pub(crate) enum Need {
 pub(crate) fn run() -> Result<ExitCode> {
     ready(&[Need::Bpf, Need::Lab, Need::Audit])?;
     let toolchain = bpf::find()?;
-    println!("BPF compiler: {}", toolchain.compiler);
-    println!("BPF linker:   {}", toolchain.linker.display());
+    println!("BPF linker: {}", toolchain.linker.display());
     println!("Everything is there: `cargo xtask demo` shows Evenkeel, `cargo xtask test` tests it.");
     Ok(ExitCode::SUCCESS)
 }
@@ -60,6 +59,8 @@ pub(crate) fn cargo() -> Command {
 
 fn bpf_toolchain() -> Result<()> {
     let compiler = compiler()?;
+    // Each time, since nothing else tells which of several it is.
+    eprintln!("setup: BPF compiler: {compiler}");
     if linker::find(compiler.rustc.llvm).is_err() {
         if std::env::var_os(linker::EXPLICIT).is_some() {
             linker::find(compiler.rustc.llvm)?;
@@ -88,10 +89,7 @@ fn compiler() -> Result<compiler::Choice> {
             continue;
         }
         match compiler::choose(&compiler::probe()?) {
-            Ok(choice) => {
-                eprintln!("setup: BPF compiler: {choice}");
-                return Ok(choice);
-            }
+            Ok(choice) => return Ok(choice),
             Err(_) => tried.push(format!("{name}: done, and still no compiler builds for BPF")),
         }
     }

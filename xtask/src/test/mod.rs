@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
+    path::Path,
     process::{Command, ExitCode, ExitStatus, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
@@ -36,7 +37,8 @@ pub(crate) struct Arguments {
 const LOOK: Duration = Duration::from_millis(200);
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let (rings, filter) = rings::asked(arguments.what.as_deref(), &files()?);
+    let files = files(&folders::workspace().join("tests/tests"))?;
+    let (rings, filter) = rings::asked(arguments.what.as_deref(), &files);
     let sudo = machine::sudo();
     let mut total = Counts::default();
     let mut not_passed = Vec::new();
@@ -79,16 +81,12 @@ fn prepare(rings: &[Ring], has_root: bool) -> Result<()> {
     Ok(())
 }
 
-/// Lists the testbed's test files.
-fn files() -> Result<Vec<String>> {
-    let folder = folders::workspace().join("tests/tests");
-    let entries = match fs::read_dir(&folder) {
-        Ok(entries) => entries,
-        Err(_) => return Ok(Vec::new()),
-    };
+/// Lists the testbed's test files, which are in `folder`. Without them rings would be missing, so none may be hidden.
+fn files(folder: &Path) -> Result<Vec<String>> {
+    let unreadable = || format!("{} cannot be read", folder.display());
     let mut files = Vec::new();
-    for entry in entries {
-        let path = entry.with_context(|| format!("{} cannot be read", folder.display()))?.path();
+    for entry in fs::read_dir(folder).with_context(unreadable)? {
+        let path = entry.with_context(unreadable)?.path();
         if path.extension().is_some_and(|extension| extension == "rs") {
             files.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
         }
@@ -171,6 +169,18 @@ mod tests {
         let mut lines = Vec::new();
         let status = for_each_line(Command::new("sh").args(["-c", script]), |line| lines.push(line.to_owned()));
         (lines, status.unwrap().success())
+    }
+
+    #[test]
+    fn test_files_are_listed_by_name_and_a_folder_that_cannot_be_read_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["b.rs", "a.rs", "notes.md"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        assert_eq!(files(folder.path()).unwrap(), ["a", "b"]);
+        let missing = folder.path().join("missing");
+        let message = files(&missing).unwrap_err().to_string();
+        assert_eq!(message, format!("{} cannot be read", missing.display()));
     }
 
     #[test]

@@ -104,10 +104,18 @@ fn unknown_keys_are_told_with_the_nearest_known() {
 
 #[test]
 fn keys_and_values_of_later_milestones_are_not_supported_yet() {
-    check(
-        &dns("backends = [\"10.0.0.2\"]\nhealth = { kind = \"dns\" }"),
-        "evenkeel.toml:5:1: service dns: `health` is not supported yet; remove it",
-    );
+    for key in ["health", "timeouts", "affinity", "source-ranges", "mode"] {
+        check(
+            &dns(&format!("backends = [\"10.0.0.2\"]\n{key} = {{ kind = \"dns\" }}")),
+            &format!("evenkeel.toml:5:1: service dns: `{key}` is not supported yet; remove it"),
+        );
+    }
+    for key in ["kubernetes", "metrics"] {
+        check(
+            &format!("{}\n[{key}]\nport = 1", dns("backends = [\"10.0.0.2\"]")),
+            &format!("evenkeel.toml:5:2: `{key}` is not supported yet; remove it"),
+        );
+    }
     for hook in ["xdp", "xdp-generic"] {
         check(
             &format!("hook = \"{hook}\"\n{}", dns("backends = [\"10.0.0.2\"]")),
@@ -448,7 +456,8 @@ fn what_is_over_the_limits_is_told_with_the_memory_it_would_take() {
     );
     check(
         &format!("[limits]\nflows = 100_000_000\nreplies = 0\n{}", dns("backends = [\"10.0.0.2\"]")),
-        "evenkeel.toml:2:9: limits.flows = 100000000 is out of range; write 1 to 80000000, which takes 5.0 GiB\n\
+        "evenkeel.toml:2:9: limits.flows = 100000000 is out of range and would take 10.0 GiB of memory for all \
+         maps; write 1 to 80000000, which takes 5.0 GiB\n\
          evenkeel.toml:3:11: limits.replies = 0 is out of range; write 1 to 80000000, which takes 2.0 GiB",
     );
     let weights = (0..2100).map(|n| {
@@ -458,6 +467,26 @@ fn what_is_over_the_limits_is_told_with_the_memory_it_would_take() {
         &format!("{}\nselector = \"wrr\"", dns(&format!("backends = [{}]", weights.collect::<Vec<_>>().join(", ")))),
         "evenkeel.toml:4:12: service dns: the weights need 537599 slots, and a service has at most 524288; \
          use smaller weights",
+    );
+}
+
+#[test]
+fn what_can_never_be_is_told_with_the_memory_it_would_take_and_with_what_can() {
+    check(
+        &format!("[limits]\nservices = 70000\n{}", dns("backends = [\"10.0.0.2\"]")),
+        "evenkeel.toml:2:12: limits.services = 70000 is out of range and would take 89.6 MiB of memory for all \
+         maps; write 1 to 65536, which takes 82.3 MiB",
+    );
+    let listens: String = (1..=32_769)
+        .map(|port| format!("{{ address = \"192.0.2.53\", port = {port}, protocols = [\"udp\", \"tcp\"] }},\n"))
+        .collect();
+    check(
+        &format!(
+            "[limits]\nservices = 65536\nbackends = 262144\n[[service]]\nname = \"dns\"\n\
+             backends = [\"10.0.0.2:53000\"]\nlisten = [\n{listens}]"
+        ),
+        "evenkeel.toml:2:12: 65538 services (one for each family, protocol and port) would take 228.2 MiB of memory \
+         for all maps and are more than the 65536 that there can be; configure at most 65536",
     );
 }
 
