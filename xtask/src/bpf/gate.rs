@@ -178,7 +178,7 @@ mod tests {
         let symbols =
             [vec![0; 24], symbol(0, 3, 1, 0), symbol(name("query"), 0x12, 2, 0), symbol(name(function), 0x12, 1, 16)];
         let relocations = relocations.iter().flat_map(|(at, symbol)| words(&[*at, symbol << 32 | 10])).collect();
-        let datas = [[EXIT; 3].concat(), code.concat(), relocations, symbols.concat(), names.clone().into_bytes()];
+        let contents = [[EXIT; 3].concat(), code.concat(), relocations, symbols.concat(), names.clone().into_bytes()];
         // Name and kind, flags, link and info, size of an entry.
         let heads = [
             (name(".text") | 1 << 32, 6, 0, 0),
@@ -188,7 +188,7 @@ mod tests {
             (name(".strtab") | 3 << 32, 0, 0, 0),
         ];
         let (mut content, mut table) = (vec![], vec![0; 64]);
-        for (data, (kind, flags, link, entry)) in datas.iter().zip(heads) {
+        for (data, (kind, flags, link, entry)) in contents.iter().zip(heads) {
             let (offset, size) = (64 + content.len() as u64, data.len() as u64);
             table.extend(words(&[kind, flags, 0, offset, size, link, 8, entry]));
             content.extend(data);
