@@ -100,7 +100,7 @@ fn prove(rust: Rust, arguments: &Arguments) -> Result<(Duration, Duration)> {
 /// What was committed, and nothing that only lies about.
 fn clone(root: &Root) -> Result<()> {
     let mut command = Command::new("git");
-    command.args(["clone", "--quiet", "--no-hardlinks"]).arg(folders::workspace()).arg(root.path("root/evenkeel"));
+    command.args(["clone", "--quiet", "--no-hardlinks"]).arg(folders::workspace()).arg(root.path("srv/evenkeel"));
     step::run("a fresh clone", &mut command)
 }
 
@@ -114,17 +114,17 @@ fn copy_toolchain(root: &Root) -> Result<()> {
     }
     let home = cargo_home()?;
     let name = sysroot.file_name().context("the toolchain has a name")?;
-    let toolchain = root.path("root/.rustup/toolchains").join(name);
+    let toolchain = root.path("srv/.rustup/toolchains").join(name);
     let mut command = Command::new("sh");
     command
         .args(["-ec", COPY, "copy"])
         .arg(&sysroot)
         .arg(&toolchain)
         .arg(home.join("bin"))
-        .arg(root.path("root/.cargo/bin"));
+        .arg(root.path("srv/.cargo/bin"));
     step::run("a copy of the running toolchain, without rust-src", &mut command)?;
     let settings = format!("version = \"12\"\ndefault_toolchain = \"{}\"\n", name.to_string_lossy());
-    fs::write(root.path("root/.rustup/settings.toml"), settings).context("rustup's settings cannot be written")
+    fs::write(root.path("srv/.rustup/settings.toml"), settings).context("rustup's settings cannot be written")
 }
 
 /// Copies the toolchain `$1` to `$2` and rustup's proxies `$3` to `$4`.

@@ -70,8 +70,8 @@ impl Root {
             command.env_remove(name);
         }
         command
-            .env("HOME", "/root")
-            .env("PATH", "/root/.cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("HOME", "/srv")
+            .env("PATH", "/srv/.cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("DEBIAN_FRONTEND", "noninteractive")
             .env("LC_ALL", "C.UTF-8");
         command
@@ -120,9 +120,9 @@ for file in /etc/apt/apt.conf /etc/apt/apt.conf.d/*; do
     fi
 done
 if [ -d /usr/share/keyrings ]; then cp -rL /usr/share/keyrings/. "$1/usr/share/keyrings"; fi
-mkdir -p "$1/root/.cargo"
+mkdir -p "$1/srv/.cargo"
 for file in config config.toml; do
-    if [ -f "$2/$file" ]; then cp -L "$2/$file" "$1/root/.cargo/"; fi
+    if [ -f "$2/$file" ]; then cp -L "$2/$file" "$1/srv/.cargo/"; fi
 done
 "#;
 
@@ -152,7 +152,7 @@ state() {
     done
 }
 verb() {
-    cd /root/evenkeel
+    cd /srv/evenkeel
     state | sort >/tmp/before
     code=0
     cargo xtask "$@" || code=$?
