@@ -1,8 +1,11 @@
 //! The harness of the rings that need root: without it a trial is reported as ignored with its reason, never as passed.
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    sync::{Mutex, PoisonError},
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use nix::unistd::geteuid;
 
@@ -37,6 +40,22 @@ pub fn trial(name: &str, needs: Needs, body: impl FnOnce() -> Result<()> + Send 
             Err(error) => Err(Failed::from(format!("{error:#}"))),
         }
     })
+}
+
+/// Runs a trial on what all trials of a file use one after the other; the first one sets it up.
+///
+/// # Errors
+/// When it cannot be set up, or the trial fails.
+pub fn on_shared<S>(
+    shared: &Mutex<Option<S>>,
+    set: impl FnOnce() -> Result<S>,
+    body: impl FnOnce(&mut S) -> Result<()>,
+) -> Result<()> {
+    let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+    if shared.is_none() {
+        *shared = Some(set()?);
+    }
+    body(shared.as_mut().context("it was just set")?)
 }
 
 /// Runs the trials that the command line asks for, one at a time unless it says `--test-threads`.

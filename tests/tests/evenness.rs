@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     ops::Range,
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     let mut add = |name: &str, body: fn(&mut Stage, Family) -> Result<()>| {
         for family in Family::ALL {
             let shared = Arc::clone(&shared);
-            let body = move || on_stage(&shared, family, body);
+            let body = move || harness::on_shared(&shared, Stage::set, |stage| body(stage, family));
             trials.push(harness::trial(&format!("{name}, {family}"), Needs::Root, body));
         }
     };
@@ -66,14 +66,6 @@ fn main() -> ExitCode {
 
 /// The lab that all trials use one after the other; it goes with the last of them.
 type Shared = Arc<Mutex<Option<Stage>>>;
-
-fn on_stage(shared: &Shared, family: Family, body: fn(&mut Stage, Family) -> Result<()>) -> Result<()> {
-    let mut stage = shared.lock().unwrap_or_else(PoisonError::into_inner);
-    if stage.is_none() {
-        *stage = Some(Stage::set()?);
-    }
-    body(stage.as_mut().context("it was just set")?, family)
-}
 
 impl Stage {
     fn is_even(&mut self, selector: &'static str, schedule: Schedule, family: Family) -> Result<()> {
