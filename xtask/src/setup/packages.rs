@@ -34,6 +34,7 @@ pub(crate) const LAB: &[Package] = &[
     server("nginx-light", "nginx", "a server for TCP", "nginx"),
     package("curl", "curl", "a client for TCP"),
     package("iproute2", "ip", "makes the namespaces"),
+    package("procps", "sysctl", "sets what a namespace forwards and filters"),
     package("ethtool", "ethtool", "switches offloads on and off"),
     package("iptables", "iptables", "the reference"),
     package("nftables", "nft", "the reference"),
