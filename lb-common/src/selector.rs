@@ -1,4 +1,4 @@
-//! The names of the selectors, and the few index functions of the kernel that they all compile to.
+//! The names of the selectors, and the slots and rules that they compile to.
 
 use core::{fmt, str::FromStr};
 
@@ -59,39 +59,6 @@ impl FromStr for Selector {
 
     fn from_str(name: &str) -> Result<Self, UnknownSelector> {
         Self::ALL.into_iter().find(|selector| selector.name() == name).ok_or(UnknownSelector)
-    }
-}
-
-/// The kernel's index functions: how a new choice becomes a slot of the service's run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Index {
-    /// A random number scaled to the count of slots.
-    Random,
-    /// The service's cursor modulo the count of slots.
-    Cursor,
-    /// The service's cursor walked down a chain of [`NthRule`]s.
-    Chain,
-}
-
-impl Index {
-    /// The value in a policy record.
-    pub const fn to_word(self) -> u32 {
-        match self {
-            Self::Random => 1,
-            Self::Cursor => 2,
-            Self::Chain => 3,
-        }
-    }
-
-    /// The function a policy record names.
-    #[inline(always)]
-    pub const fn from_word(word: u32) -> Option<Self> {
-        match word {
-            1 => Some(Self::Random),
-            2 => Some(Self::Cursor),
-            3 => Some(Self::Chain),
-            _ => None,
-        }
     }
 }
 
@@ -165,8 +132,5 @@ mod tests {
         assert_eq!(Slot::from_word(slot.to_word()), slot);
         let rule = NthRule { every: 4, packet: 3, slot };
         assert_eq!(NthRule::from_words(rule.to_words()), rule);
-        for index in [Index::Random, Index::Cursor, Index::Chain] {
-            assert_eq!(Index::from_word(index.to_word()), Some(index));
-        }
     }
 }

@@ -2,10 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{
-    addr::{Addr, Port, Protocol},
-    selector::Index,
-};
+use crate::addr::{Addr, Port, Protocol};
 
 /// An entry of `FRONTEND_INFO`. Zero is no frontend.
 #[derive(
@@ -155,6 +152,39 @@ impl Policy {
     }
 }
 
+/// The kernel's index functions: how a new choice becomes a slot of the service's run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Index {
+    /// A random number scaled to the count of slots.
+    Random,
+    /// The service's cursor modulo the count of slots.
+    Cursor,
+    /// The service's cursor walked down a chain of rules.
+    Chain,
+}
+
+impl Index {
+    /// The value in a policy record.
+    pub const fn to_word(self) -> u32 {
+        match self {
+            Self::Random => 1,
+            Self::Cursor => 2,
+            Self::Chain => 3,
+        }
+    }
+
+    /// The function a policy record names.
+    #[inline(always)]
+    pub const fn from_word(word: u32) -> Option<Self> {
+        match word {
+            1 => Some(Self::Random),
+            2 => Some(Self::Cursor),
+            3 => Some(Self::Chain),
+            _ => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +194,13 @@ mod tests {
         assert_eq!(size_of::<SocketKey>(), 20);
         assert_eq!(size_of::<FrontendInfo>(), 24);
         assert_eq!(size_of::<Policy>(), 64);
+    }
+
+    #[test]
+    fn index_functions_survive_the_map() {
+        for index in [Index::Random, Index::Cursor, Index::Chain] {
+            assert_eq!(Index::from_word(index.to_word()), Some(index));
+        }
     }
 
     #[test]

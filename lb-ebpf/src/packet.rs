@@ -14,6 +14,10 @@ pub trait Packet {
     /// Packets on the wire this stands for: more than one when a device or the stack merged segments.
     fn segments(&self) -> u64;
 
+    /// Whether its link-layer address is the device's own: not another host's, of which a promiscuous device sees packets
+    /// too, and no group's, which Linux does not forward.
+    fn is_to_device(&self) -> bool;
+
     /// A header at `offset`, by value: a rewrite moves the packet under any reference.
     fn read<T: FromBytes + Copy>(&self, offset: usize) -> Option<T>;
 

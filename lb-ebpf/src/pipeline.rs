@@ -78,6 +78,9 @@ pub enum Hook {
 /// Why it is not balanced; [`Reason::NotOurs`] when it goes to no frontend.
 #[inline(always)]
 pub fn balance<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed) -> Result<Step, Reason> {
+    if !packet.is_to_device() {
+        return Err(Reason::NotOurs);
+    }
     if parsed.fragment == Fragment::Later {
         let record = fragment::follow(kernel, parsed)?;
         if record.direction != FragmentRecord::FORWARD {

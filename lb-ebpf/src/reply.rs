@@ -33,35 +33,32 @@ pub enum Asked {
 #[inline(always)]
 pub fn ask(kernel: &impl Kernel, client: Client, endpoint: EndpointId, frontend: FrontendId) -> Asked {
     let now = kernel.now();
-    let place = reply_place(kernel.secret(), kernel.reply_mask(), client, endpoint);
-    let (Some(first), Some(second)) = (kernel.reply_bucket(place.first), kernel.reply_bucket(place.second)) else {
-        return Asked::Inconsistent;
-    };
+    let Some((check, first, second)) = places(kernel, client, endpoint) else { return Asked::Inconsistent };
     // An entry of this frontend that is still to be confirmed may yet be taken back, so it does not count.
     let counts = |word: ReplyWord| word.is_confirmed() || word.frontend() != frontend;
-    if let Some((bucket, found)) = find_awaited(kernel, first, second, place.check, now, counts) {
+    if let Some((bucket, found)) = find_awaited(kernel, first, second, check, now, counts) {
         if found.word.frontend() != frontend {
             return Asked::Clash;
         }
-        return refresh(kernel, bucket, &found, &place, now);
+        return refresh(kernel, bucket, &found, check, now);
     }
     let new = ReplyWord::new(frontend, now);
     let bucket = emptier(kernel, first, second, now);
     if bucket.best >= STAYS & RANK_BITS {
         return Asked::NoRoom;
     }
-    let Some([check, shared]) = bucket.bucket.entries.get((bucket.best & 7) as usize) else {
+    let Some([guard, shared]) = bucket.bucket.entries.get((bucket.best & 7) as usize) else {
         return Asked::Inconsistent;
     };
     let word = ReplyWord(shared.load());
     if rank(kernel, word, now) & RANK_BITS >= STAYS & RANK_BITS || !shared.replace(word.0, new.0) {
         return Asked::Lost;
     }
-    check.publish(place.check ^ new.frontend_bits());
+    guard.publish(check ^ new.frontend_bits());
     // The third look: another CPU may have written the same pair for another frontend meanwhile. The swap above orders
     // both, so at least one of the two sees the other, and that one steps back.
-    if is_claimed_by_another(kernel, first, &place, frontend, now)
-        || is_claimed_by_another(kernel, second, &place, frontend, now)
+    if is_claimed_by_another(kernel, first, check, frontend, now)
+        || is_claimed_by_another(kernel, second, check, frontend, now)
     {
         shared.replace(new.0, 0);
         return Asked::Clash;
@@ -78,23 +75,28 @@ pub fn is_asked_by_another(
     endpoint: EndpointId,
     frontend: FrontendId,
 ) -> Option<bool> {
-    let place = reply_place(kernel.secret(), kernel.reply_mask(), client, endpoint);
-    let (first, second) = (kernel.reply_bucket(place.first)?, kernel.reply_bucket(place.second)?);
+    let (check, first, second) = places(kernel, client, endpoint)?;
     let is_another = |word: ReplyWord| word.frontend() != frontend;
-    Some(find_awaited(kernel, first, second, place.check, kernel.now(), is_another).is_some())
+    Some(find_awaited(kernel, first, second, check, kernel.now(), is_another).is_some())
 }
 
 /// Through which frontend `client` asked `endpoint`, if it did lately.
 #[inline(always)]
 pub fn answer(kernel: &impl Kernel, client: Client, endpoint: EndpointId) -> Option<FrontendId> {
     let now = kernel.now();
-    let place = reply_place(kernel.secret(), kernel.reply_mask(), client, endpoint);
-    let (first, second) = (kernel.reply_bucket(place.first)?, kernel.reply_bucket(place.second)?);
-    let (bucket, found) = find_awaited(kernel, first, second, place.check, now, ReplyWord::is_confirmed)?;
+    let (check, first, second) = places(kernel, client, endpoint)?;
+    let (bucket, found) = find_awaited(kernel, first, second, check, now, ReplyWord::is_confirmed)?;
     if !found.word.is_answered() {
         found.entry(kernel, bucket)?.1.replace(found.word.0, found.word.answered().0);
     }
     Some(found.word.frontend())
+}
+
+/// What an entry of this pair is known by, and the two buckets it may be in.
+#[inline(always)]
+fn places(kernel: &impl Kernel, client: Client, endpoint: EndpointId) -> Option<(u64, &ReplyBucket, &ReplyBucket)> {
+    let ReplyPlace { first, second, check } = reply_place(kernel.secret(), kernel.reply_mask(), client, endpoint);
+    Some((check, kernel.reply_bucket(first)?, kernel.reply_bucket(second)?))
 }
 
 /// What was read of an entry.
@@ -155,7 +157,7 @@ fn find(
 fn is_claimed_by_another(
     kernel: &impl Kernel,
     bucket: &ReplyBucket,
-    place: &ReplyPlace,
+    check: u64,
     frontend: FrontendId,
     now: Tick,
 ) -> bool {
@@ -165,7 +167,7 @@ fn is_claimed_by_another(
         let word = ReplyWord(shared.load());
         if word.is_live()
             && word.frontend() != frontend
-            && guard.load() ^ word.frontend_bits() == place.check
+            && guard.load() ^ word.frontend_bits() == check
             && is_awaited(kernel, word, now)
         {
             return true;
@@ -182,7 +184,7 @@ static ROLLED: Hidden = Hidden(REPLIES_PER_BUCKET as u64);
 const REFRESH_TICKS: u32 = 4;
 
 #[inline(always)]
-fn refresh(kernel: &impl Kernel, bucket: &ReplyBucket, found: &Found, place: &ReplyPlace, now: Tick) -> Asked {
+fn refresh(kernel: &impl Kernel, bucket: &ReplyBucket, found: &Found, check: u64, now: Tick) -> Asked {
     let age = now.since_with_slack(found.word.seen());
     if age < REFRESH_TICKS + Tick::SLACK && !found.word.is_answered() {
         return Asked::Noted;
@@ -194,7 +196,7 @@ fn refresh(kernel: &impl Kernel, bucket: &ReplyBucket, found: &Found, place: &Re
     }
     // Someone else refreshed it, or it is answered this very moment; or it was evicted for another pair.
     let again = ReplyWord(shared.load());
-    if again.is_live() && guard.load() ^ again.frontend_bits() == place.check { Asked::Noted } else { Asked::Lost }
+    if again.is_live() && guard.load() ^ again.frontend_bits() == check { Asked::Noted } else { Asked::Lost }
 }
 
 #[inline(always)]

@@ -2,8 +2,8 @@
 
 use lb_common::{
     limits::NTH_RULES_MAX,
-    selector::{Index, NthRule, Slot},
-    service::Policy,
+    selector::{NthRule, Slot},
+    service::{Index, Policy},
 };
 
 use crate::{

@@ -299,6 +299,10 @@ impl Kernel for Cpu<'_> {
     }
 }
 
+/// The link-layer address of the device at which packets in memory come in: the loopback device's, at which the kernel's
+/// test runs have them come in.
+pub const DEVICE: [u8; 6] = [0; 6];
+
 /// A packet in memory, rewritten as a hook without the checksum helpers would: by following every change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryPacket {
@@ -356,6 +360,10 @@ impl Packet for MemoryPacket {
 
     fn segments(&self) -> u64 {
         1
+    }
+
+    fn is_to_device(&self) -> bool {
+        self.bytes.starts_with(&DEVICE)
     }
 
     fn read<T: FromBytes + Copy>(&self, offset: usize) -> Option<T> {

@@ -42,6 +42,11 @@ pub fn trial(name: &str, needs: Needs, body: impl FnOnce() -> Result<()> + Send 
     })
 }
 
+/// Makes one trial of a function that needs root.
+pub fn on_root(name: &str, body: fn() -> Result<()>) -> Trial {
+    trial(name, Needs::Root, body)
+}
+
 /// Runs a trial on what all trials of a file use one after the other; the first one sets it up.
 ///
 /// # Errors

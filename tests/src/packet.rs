@@ -9,9 +9,9 @@
 use std::net::IpAddr;
 
 use lb_common::addr::Protocol;
-use lb_ebpf::wire::checksum::checksum;
+use lb_ebpf::{testing::DEVICE, wire::checksum::checksum};
 
-/// An Ethernet packet with the addresses every case uses.
+/// An Ethernet packet to the device at which test runs have packets come in.
 pub fn eth() -> Packet {
     Packet::default()
 }
@@ -55,10 +55,17 @@ enum Transport {
     Raw(Protocol),
 }
 
+fn both(destination: [u8; 6], source: [u8; 6]) -> [u8; 12] {
+    let mut link = [0; 12];
+    link[..6].copy_from_slice(&destination);
+    link[6..].copy_from_slice(&source);
+    link
+}
+
 impl Default for Packet {
     fn default() -> Self {
         Self {
-            link: [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1],
+            link: both(DEVICE, [2, 0, 0, 0, 0, 1]),
             ends: None,
             hops: 64,
             identification: 0x1234,
@@ -112,7 +119,7 @@ impl Packet {
 
     /// With link-layer addresses instead of the usual ones: the receiver's, then the sender's.
     pub fn link(mut self, destination: [u8; 6], source: [u8; 6]) -> Self {
-        self.link = [destination, source].concat().try_into().unwrap_or_else(|_| unreachable!("two times six bytes"));
+        self.link = both(destination, source);
         self
     }
 

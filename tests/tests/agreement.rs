@@ -164,6 +164,9 @@ impl Dice {
             ["fd00:9::1", "fd00:9::2", "fd00:9::1", "fd00:9::2", "fd00:100:13::2", "fd00:100:13::3", "fd00:9::9"];
         let pool: &[&str] = if self.roll(2) == 0 { &V4 } else { &V6 };
         let mut packet = eth().between(self.one_of(pool), self.one_of(pool)).hops(self.one_of(&[64, 64, 64, 2, 1, 0]));
+        if self.roll(16) == 0 {
+            packet = packet.link(self.one_of(&[[2, 0, 0, 0, 0, 9], [1, 0, 0x5e, 0, 0, 1]]), [2, 0, 0, 0, 0, 1]);
+        }
         packet = self.transport(packet);
         for _ in 0..self.one_of(&[0, 0, 0, 0, 1, 2, 7]) {
             packet = packet.extension(self.one_of(&[0, 43, 60]));

@@ -12,14 +12,13 @@ use testbed::{
     datagram::{Datagram, exchange, query},
     engine::Engine,
     evenkeel::Evenkeel,
-    harness::{Needs, run, trial},
+    harness::{on_root, run},
     lab::{FRONTENDS, Host, Lab, Layout, Reach},
     packet::eth,
     tap::{Seen, Tap, send_raw},
 };
 
 fn main() -> ExitCode {
-    let on_root = |name, body: fn() -> Result<()>| trial(name, Needs::Root, body);
     run(vec![
         on_root("large answers and queries arrive whole, one hop further, by each way", large_ones_arrive),
         on_root("large answers and queries arrive among an engine's rules", large_ones_arrive_among_an_engines_rules),

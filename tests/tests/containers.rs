@@ -17,7 +17,7 @@ use testbed::{
     bind::Bind,
     curl::{self, Download},
     evenkeel::Evenkeel,
-    harness::{Needs, run, trial},
+    harness::{on_root, run},
     lab::{FRONTENDS, Lab, Layout, Reach},
     namespace::Namespace,
     nginx::{LARGE, Nginx, large},
@@ -25,7 +25,6 @@ use testbed::{
 };
 
 fn main() -> ExitCode {
-    let on_root = |name, body: fn() -> Result<()>| trial(name, Needs::Root, body);
     run(vec![
         on_root("a container behind a bridge restarts under load and is found at its new port", || {
             restarts_under_load(Reach::Bridge, "redirect-peer")

@@ -23,12 +23,11 @@ use testbed::{
     ask::{Ask, Ports},
     bind::Bind,
     evenkeel::Evenkeel,
-    harness::{Needs, run, trial},
+    harness::{on_root, run},
     lab::{FRONTENDS, Lab, Layout, Reach},
 };
 
 fn main() -> ExitCode {
-    let on_root = |name, body: fn() -> Result<()>| trial(name, Needs::Root, body);
     run(vec![
         on_root("the way to a backend is seen in the network", the_way_is_seen),
         on_root("every way answers over both families and says why", every_way_answers),

@@ -21,8 +21,8 @@ use lb_common::{
     flow::{Client, Entry, FlowState, Tick, WAYS, Word},
     reason::Reason,
     reply::ReplyWord,
-    selector::{Index, NthRule, Slot},
-    service::{Frontend, FrontendId, FrontendInfo, Policy, PolicyId, ServiceId, ServiceWord, SocketKey},
+    selector::{NthRule, Slot},
+    service::{Frontend, FrontendId, FrontendInfo, Index, Policy, PolicyId, ServiceId, ServiceWord, SocketKey},
 };
 use lb_userspace::{
     capacity::Capacity,

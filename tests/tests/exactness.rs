@@ -47,14 +47,13 @@ use testbed::{
     cases::planned,
     crowd, datagram,
     evenkeel::Evenkeel,
-    harness::{Needs, run, trial},
+    harness::{on_root, run},
     lab::{CLIENT_SIDE, FRONTENDS, Lab, Layout, Reach},
     packet::eth,
     responder::Responder,
 };
 
 fn main() -> ExitCode {
-    let on_root = |name, body: fn() -> Result<()>| trial(name, Needs::Root, body);
     run(vec![
         on_root("a hundred thousand changes show no choice outside the old and the new set", changes_are_atomic),
         on_root("a reply costs the same for sixty frontends as for one", sixty_frontends_cost_the_same),

@@ -16,7 +16,7 @@ use testbed::{
     curl, dig,
     dnsperf::Dnsperf,
     engine::Engine,
-    harness::{Needs, run, trial},
+    harness::{on_root, run},
     lab::{FRONTENDS, Lab, Layout, Offloads, Reach},
     nginx::{Nginx, large},
     process,
@@ -36,7 +36,6 @@ fn main() -> ExitCode {
             thread::park();
         }
     }
-    let on_root = |name, body: fn() -> Result<()>| trial(name, Needs::Root, body);
     run(vec![
         on_root("every layout reaches its backends over both families", every_layout_reaches_its_backends),
         on_root("a lab leaves nothing", a_lab_leaves_nothing),

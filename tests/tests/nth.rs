@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::{
     addr::Family,
     backend::{BackendId, EndpointId},
-    selector::{Index, NthRule, Slot},
-    service::{Policy, ServiceId},
+    selector::{NthRule, Slot},
+    service::{Index, Policy, ServiceId},
 };
 use lb_ebpf::{
     atomic::Shared as Word,

@@ -12,14 +12,13 @@ use testbed::{
     curl::{self, Download},
     engine::Engine,
     evenkeel::{Evenkeel, find_program},
-    harness::{Needs, run, trial},
+    harness::{on_root, run},
     lab::{CLIENT_SIDE, Lab, Layout},
     nginx::{self, Nginx},
     process::output,
 };
 
 fn main() -> ExitCode {
-    let on_root = |name, body: fn() -> Result<()>| trial(name, Needs::Root, body);
     run(vec![
         on_root("a controller killed under load loses nothing, nor does the next one", killed_under_load),
         on_root("cursors, counters and flows outlive the controller", everything_outlives_the_controller),

@@ -15,12 +15,11 @@ use testbed::{
     dig,
     engine::Engine,
     evenkeel::Evenkeel,
-    harness::{Needs, run, trial},
+    harness::{on_root, run},
     lab::{FRONTENDS, Lab, Layout, Reach},
 };
 
 fn main() -> ExitCode {
-    let on_root = |name, body: fn() -> Result<()>| trial(name, Needs::Root, body);
     run(vec![
         on_root("queries are spread evenly in every layout beside an engine's rules", every_layout_is_even),
         on_root("an address that is only routed to the balancer is answered from in every layout", routed_is_answered),

@@ -8,14 +8,13 @@ use testbed::{
     curl,
     engine::Engine,
     evenkeel::Evenkeel,
-    harness::{Needs, run, trial},
+    harness::{on_root, run},
     lab::{FRONTENDS, Host, Lab, Layout, Offloads, Reach},
     namespace::Namespace,
     nginx::{Nginx, large},
 };
 
 fn main() -> ExitCode {
-    let on_root = |name, body: fn() -> Result<()>| trial(name, Needs::Root, body);
     run(vec![
         on_root("behind a bridge at mtu 1500, 20 MB go down and up by each way", || by_each_way(Reach::Bridge, 1500)),
         on_root("behind a bridge at mtu 9000, 20 MB go down and up by each way", || by_each_way(Reach::Bridge, 9000)),

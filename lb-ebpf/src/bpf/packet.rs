@@ -22,6 +22,9 @@ use zerocopy::FromBytes;
 /// Bytes that are made directly readable when the packet has them: Ethernet, IPv6, a few extension headers, TCP.
 const HEADERS: u32 = 128;
 
+/// The kernel's word for a packet to the device's own address (`linux/if_packet.h`).
+const PACKET_HOST: u32 = 0;
+
 /// Whether the packet carries a VLAN tag, which the kernel has taken out of its bytes.
 #[inline(always)]
 pub(crate) fn has_vlan_tag(context: &TcContext) -> bool {
@@ -158,6 +161,12 @@ impl Packet for TcPacket<'_> {
         // SAFETY: the context's pointer is valid while the program runs.
         let segments = unsafe { (*self.context.skb.skb).gso_segs };
         if segments == 0 { 1 } else { segments as u64 }
+    }
+
+    #[inline(always)]
+    fn is_to_device(&self) -> bool {
+        // SAFETY: the context's pointer is valid while the program runs.
+        unsafe { (*self.context.skb.skb).pkt_type == PACKET_HOST }
     }
 
     #[inline(always)]

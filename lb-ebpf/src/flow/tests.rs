@@ -12,8 +12,8 @@ use lb_common::{
     flow::{Client, Entry, FlowState, Word},
     hash::flow_place,
     reason::Reason,
-    selector::{Index, NthRule, Slot},
-    service::{FrontendId, Policy, ServiceId, SocketKey},
+    selector::{NthRule, Slot},
+    service::{FrontendId, Index, Policy, ServiceId, SocketKey},
 };
 
 use super::{Begun, begin, find_by_endpoint, find_by_frontend, state::From};

@@ -5,8 +5,8 @@ use std::{net::IpAddr, vec, vec::Vec};
 use lb_common::{
     addr::{Addr, Family, Port},
     backend::EndpointId,
-    selector::{Index, Slot},
-    service::{FrontendInfo, PolicyId, ServiceId, ServiceWord},
+    selector::Slot,
+    service::{FrontendInfo, Index, PolicyId, ServiceId, ServiceWord},
 };
 
 use super::*;

@@ -4,7 +4,7 @@ use std::{net::IpAddr, vec, vec::Vec};
 
 use lb_common::addr::{Addr, Protocol};
 
-use super::MemoryPacket;
+use super::{DEVICE, MemoryPacket};
 use crate::wire::checksum::checksum;
 
 /// A packet, described. Both ends are of one family.
@@ -57,8 +57,7 @@ impl Datagram {
             Some(part) if part.offset > 0 => self.payload.clone(),
             Some(_) | None => self.transport(),
         };
-        // Neither ends of a link matter here.
-        let mut bytes = vec![2; 12];
+        let mut bytes = [DEVICE, [2; 6]].concat();
         match (self.source.0.to_ip(), self.destination.0.to_ip()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let fragment = self.part.map_or(0x4000, |part| (part.offset / 8) | (u16::from(part.has_more) << 13));

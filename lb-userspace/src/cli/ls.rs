@@ -6,8 +6,8 @@ use anyhow::Result;
 use clap::Args;
 use lb_common::{
     backend::{BackendId, BackendState},
-    selector::{Index, NthRule, Slot},
-    service::{Policy, ServiceId},
+    selector::{NthRule, Slot},
+    service::{Index, Policy, ServiceId},
     stats::{ServiceStats, Traffic},
 };
 use serde::Serialize;

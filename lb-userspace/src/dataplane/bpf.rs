@@ -345,12 +345,13 @@ impl Dataplane for Bpf {
     }
 
     fn apply(&mut self, changes: &[Change]) -> Result<(), DataplaneError> {
-        let mut rest = changes;
-        while let Some(first) = rest.first() {
-            let done = self.apply_first(first, rest)?;
-            rest = &rest[done..];
+        let applied = self.apply_all(changes);
+        if applied.is_err() {
+            // Whoever plans next takes what is no longer in force for free, so packets that still see it must be through.
+            // Should this be refused as well, the first error is the one to tell.
+            drop(self.wait_for_grace());
         }
-        Ok(())
+        applied
     }
 
     fn counters(&self) -> Result<Counters, DataplaneError> {
@@ -363,6 +364,15 @@ impl Dataplane for Bpf {
 }
 
 impl Bpf {
+    fn apply_all(&self, changes: &[Change]) -> Result<(), DataplaneError> {
+        let mut rest = changes;
+        while let Some(first) = rest.first() {
+            let done = self.apply_first(first, rest)?;
+            rest = &rest[done..];
+        }
+        Ok(())
+    }
+
     /// Applies the first of `changes` and those like it that follow; tells how many that were.
     fn apply_first(&self, first: &Change, changes: &[Change]) -> Result<usize, DataplaneError> {
         let maps = &self.maps;

@@ -13,8 +13,8 @@ use lb_common::{
     limits::SLOTS_PER_CHUNK,
     reason::Reason,
     reply::ReplyBucket,
-    selector::{Index, NthRule},
-    service::{Frontend, FrontendId, FrontendInfo, Policy, PolicyId, ServiceId, ServiceWord, SocketKey},
+    selector::NthRule,
+    service::{Frontend, FrontendId, FrontendInfo, Index, Policy, PolicyId, ServiceId, ServiceWord, SocketKey},
     stats::{ServiceStats, Traffic},
 };
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, transmute};

@@ -106,10 +106,10 @@ fn is_consistent(tables: &Tables) {
         assert_eq!(policy.service, *id);
         let words = tables.runs.get(&run_of(policy)).expect("a run in force is written");
         let slots: Vec<Slot> = match policy.index().expect("a known index function") {
-            lb_common::selector::Index::Chain => {
+            lb_common::service::Index::Chain => {
                 words.chunks_exact(2).map(|rule| NthRule::from_words([rule[0], rule[1]]).slot).collect()
             }
-            lb_common::selector::Index::Random | lb_common::selector::Index::Cursor => {
+            lb_common::service::Index::Random | lb_common::service::Index::Cursor => {
                 words.iter().map(|word| Slot::from_word(*word)).collect()
             }
         };

@@ -1,7 +1,7 @@
 //! One file per selector: from backends to what the kernel's few index functions choose from.
 #![forbid(unsafe_code)]
 
-use lb_common::selector::{Index, NthRule};
+use lb_common::{selector::NthRule, service::Index};
 
 use crate::model::{Chain, Choice, Rule};
 

@@ -425,6 +425,22 @@ fn refusals(ends: &Ends, name: Name) -> Vec<Case> {
         .reply(ends.answer().udp(54, 4000))
         .is(Reason::NotOurs),
         Case::new(name(
+            "another host's packet and a group's are left alone, v4",
+            "another host's packet and a group's are left alone, v6",
+        ))
+        .given(&ends.one_backend(""))
+        .packet(ends.query().link([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 1]).udp(4000, 53))
+        .is(Reason::NotOurs)
+        .packet(ends.query().link([0xff; 6], [2, 0, 0, 0, 0, 1]).udp(4000, 53))
+        .is(Reason::NotOurs)
+        .packet_at_both(ends.query().link([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 1]).udp(4000, 53))
+        .is(Reason::NotOurs)
+        // A backend's port at a bridge sees what is meant for the bridge.
+        .packet(ends.query().udp(4000, 53))
+        .sends(ends.forwarded().udp(4000, 53))
+        .reply(ends.answer().link([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 1]).udp(53, 4000))
+        .sends(ends.returned().udp(53, 4000)),
+        Case::new(name(
             "a packet cut within its headers is left alone, v4",
             "a packet cut within its headers is left alone, v6",
         ))
