@@ -43,6 +43,20 @@ impl Addr {
         self.0[3]
     }
 
+    /// Whether packets from this address may be forwarded: not those from an unspecified, loopback, link-local or
+    /// multicast one, nor from the whole of 0.0.0.0/8 and 240.0.0.0/4 (RFC 6890; IPv4's link-local ones are forwarded by
+    /// Linux).
+    #[inline(always)]
+    pub const fn is_forwardable_source(&self) -> bool {
+        if self.is_v4() {
+            let first = u32::from_be(self.0[3]) >> 24;
+            return first != 0 && first != 127 && first < 224;
+        }
+        let first = u32::from_be(self.0[0]) >> 16;
+        let is_within_host = self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && u32::from_be(self.0[3]) <= 1;
+        !is_within_host && first & 0xff00 != 0xff00 && first & 0xffc0 != 0xfe80
+    }
+
     /// The family this address belongs to.
     #[inline(always)]
     pub const fn family(&self) -> Family {
@@ -194,6 +208,22 @@ mod tests {
             let ip: IpAddr = text.parse().expect("a valid address");
             assert_eq!(Addr::from(ip).to_ip(), ip);
             assert_eq!(Addr::from(ip).is_v4(), ip.is_ipv4());
+        }
+    }
+
+    #[test]
+    fn only_sources_that_linux_forwards_are_forwardable() {
+        let is_forwardable =
+            |text: &str| Addr::from(text.parse::<IpAddr>().expect("a valid address")).is_forwardable_source();
+        for text in
+            ["192.0.2.1", "10.0.0.1", "169.254.0.1", "1.0.0.0", "223.255.255.255", "2001:db8::1", "fd00::1", "::2"]
+        {
+            assert!(is_forwardable(text), "{text}");
+        }
+        for text in
+            ["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "fe80::1", "ff02::1"]
+        {
+            assert!(!is_forwardable(text), "{text}");
         }
     }
 

@@ -53,6 +53,9 @@ pub enum BackendState {
 }
 
 impl BackendState {
+    /// Every state.
+    pub const ALL: [Self; 4] = [Self::Dead, Self::Use, Self::Drain, Self::UdpGone];
+
     /// The value in a backend's record.
     pub const fn to_word(self) -> u32 {
         match self {

@@ -54,6 +54,8 @@ reasons! {
     FragmentUnknown "fragment_unknown" => Pass,
     /// A TCP packet to a frontend that neither opens a connection nor belongs to one.
     NoFlow "no_flow" => Pass,
+    /// The sender's address is none that is forwarded: unspecified, loopback, link-local or multicast.
+    SourceScope "source_scope" => Pass,
     /// No rule of the nth chain takes this choice.
     NoRuleMatched "no_rule_matched" => Pass,
     /// The service has no backend to choose from.

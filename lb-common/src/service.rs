@@ -121,8 +121,11 @@ pub struct Policy {
     pub slots_count: u32,
     /// The service this was made for: its cursor, its counters.
     pub service: ServiceId,
+    /// Slots that follow the run, one for each backend: tried in turn when the chosen one clashes. Zero where the run
+    /// itself has each backend once.
+    pub others_count: u32,
     /// Always zero.
-    pub zero: [u32; 10],
+    pub zero: [u32; 9],
 }
 
 impl Policy {

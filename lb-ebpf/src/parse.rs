@@ -6,6 +6,7 @@ use lb_common::{
     reason::Reason,
     service::SocketKey,
 };
+use zerocopy::FromBytes;
 
 use crate::{
     packet::Packet,
@@ -86,7 +87,10 @@ impl Parsed {
             source: self.source.by_words(),
             destination: self.destination.by_words(),
             identification: self.identification,
-            protocol: self.protocol.0 as u32,
+            protocol: match self.family {
+                Family::V4 => self.protocol.0 as u32,
+                Family::V6 => 0,
+            },
         }
     }
 }
@@ -107,7 +111,7 @@ pub fn parse(packet: &impl Packet) -> Result<Parsed, Reason> {
 
 #[inline(always)]
 fn parse_ipv4(packet: &impl Packet) -> Result<Parsed, Reason> {
-    let header: Ipv4 = sound_header(packet)?;
+    let (header, end): (Ipv4, usize) = sound_header(packet)?;
     let identification = header.identification() as u32;
     let fragment = match (header.is_later_fragment(), header.has_more_fragments()) {
         (true, _) => Fragment::Later,
@@ -115,12 +119,16 @@ fn parse_ipv4(packet: &impl Packet) -> Result<Parsed, Reason> {
         (false, false) => Fragment::Whole,
     };
     let parsed = before_transport(Family::V4, &header, header.protocol(), fragment, identification);
-    parse_transport(packet, parsed, IP_OFFSET + header.length())
+    parse_transport(packet, parsed, IP_OFFSET + header.length(), end)
 }
 
 #[inline(always)]
 fn parse_ipv6(packet: &impl Packet) -> Result<Parsed, Reason> {
-    let header: Ipv6 = sound_header(packet)?;
+    let (header, end): (Ipv6, usize) = sound_header(packet)?;
+    if header.source().is_v4() || header.destination().is_v4() {
+        // A mapped address stands for one of IPv4 in our maps, and never in a packet (RFC 4038, section 4.2).
+        return Err(Reason::Malformed);
+    }
     let mut protocol = header.next_header();
     let mut offset = IP_OFFSET + Ipv6::LENGTH;
     let mut fragment = Fragment::Whole;
@@ -145,22 +153,27 @@ fn parse_ipv6(packet: &impl Packet) -> Result<Parsed, Reason> {
             if extension.has_more_fragments() {
                 fragment = Fragment::First;
             }
+        } else if next == Follows::Routing && extension.segments_left() != 0 {
+            // It goes on to another destination, which its checksum covers.
+            return Err(Reason::ExtensionHeaders);
         } else {
             offset += extension.length();
         }
     }
-    let is_later = fragment == Fragment::Later;
-    if !is_later && follows(protocol) != Follows::Content {
-        return Err(Reason::ExtensionHeaders);
-    }
     let parsed = before_transport(Family::V6, &header, protocol, fragment, identification);
-    parse_transport(packet, parsed, offset)
+    if follows(protocol) != Follows::Content {
+        // Of a datagram's fragments only the first tells what is behind its options.
+        return if fragment == Fragment::Later { Ok(parsed) } else { Err(Reason::ExtensionHeaders) };
+    }
+    parse_transport(packet, parsed, offset, end)
 }
 
+/// The header, and where what is inside ends.
 #[inline(always)]
-fn sound_header<I: IpHeader>(packet: &impl Packet) -> Result<I, Reason> {
+fn sound_header<I: IpHeader>(packet: &impl Packet) -> Result<(I, usize), Reason> {
     let header: I = packet.read(IP_OFFSET).ok_or(Reason::Truncated)?;
-    if header.is_sound(packet.length().wrapping_sub(IP_OFFSET)) { Ok(header) } else { Err(Reason::Malformed) }
+    let available = packet.length().wrapping_sub(IP_OFFSET);
+    if header.is_sound(available) { Ok((header, IP_OFFSET + header.total(available))) } else { Err(Reason::Malformed) }
 }
 
 #[inline(always)]
@@ -187,22 +200,17 @@ fn before_transport(
 }
 
 #[inline(always)]
-fn parse_transport(packet: &impl Packet, parsed: Parsed, offset: usize) -> Result<Parsed, Reason> {
+fn parse_transport(packet: &impl Packet, parsed: Parsed, offset: usize, end: usize) -> Result<Parsed, Reason> {
     let (ports, flags) = match parsed.protocol {
         Protocol::TCP | Protocol::UDP if parsed.fragment == Fragment::Later => return Ok(parsed),
         Protocol::TCP => {
-            let tcp: Tcp = packet.read(offset).ok_or(Reason::Truncated)?;
-            if !tcp.is_sound() {
-                return Err(Reason::Malformed);
-            }
+            let tcp: Tcp = inside(packet, offset, end)?;
+            check_length(&parsed, tcp.length(), size_of::<Tcp>(), end - offset)?;
             (tcp.ports, tcp.flags())
         }
         Protocol::UDP => {
-            let udp: Udp = packet.read(offset).ok_or(Reason::Truncated)?;
-            // Zero stands for a jumbogram (RFC 2675), merged by the receiving device.
-            if udp.length() != 0 && (udp.length() as usize) < size_of::<Udp>() {
-                return Err(Reason::Malformed);
-            }
+            let udp: Udp = inside(packet, offset, end)?;
+            check_length(&parsed, udp.length() as usize, size_of::<Udp>(), end - offset)?;
             (udp.ports, TcpFlags::default())
         }
         Protocol(_) => return Err(Reason::NotOurs),
@@ -214,6 +222,20 @@ fn parse_transport(packet: &impl Packet, parsed: Parsed, offset: usize) -> Resul
         flags,
         ..parsed
     })
+}
+
+/// A header that ends before the packet that it is inside of does.
+#[inline(always)]
+fn inside<T: FromBytes + Copy>(packet: &impl Packet, offset: usize, end: usize) -> Result<T, Reason> {
+    if offset + size_of::<T>() > end { Err(Reason::Truncated) } else { packet.read(offset).ok_or(Reason::Truncated) }
+}
+
+/// Compares a length that a transport header tells with the least it can be, and with what there is.
+#[inline(always)]
+fn check_length(parsed: &Parsed, length: usize, least: usize, available: usize) -> Result<(), Reason> {
+    // The rest of it may be in other fragments.
+    let is_beyond = parsed.fragment == Fragment::Whole && length > available;
+    if length < least || is_beyond { Err(Reason::Malformed) } else { Ok(()) }
 }
 
 #[cfg(test)]

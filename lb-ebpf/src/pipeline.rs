@@ -9,7 +9,7 @@
 
 use lb_common::{
     addr::Protocol,
-    backend::{Backend, BackendId, BackendState, Endpoint, Way},
+    backend::{BackendId, BackendState, Endpoint, Way},
     flow::Client,
     fragment::FragmentRecord,
     reason::Reason,
@@ -87,7 +87,7 @@ pub fn balance<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed
             return Err(Reason::NotOurs);
         }
         let backend = kernel.backend(record.backend).ok_or(Reason::Inconsistent)?;
-        if !serves_old(&backend, parsed.protocol) {
+        if !serves_old(BackendState::from_word(backend.state), backend.key.protocol) {
             return Err(Reason::FragmentUnknown);
         }
         return send(packet, kernel, parsed, record.frontend, record.backend, 0).map(Step::Send);
@@ -99,12 +99,9 @@ pub fn balance<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed
     let Some(found) = flow::find_by_frontend(kernel, sender(parsed), frontend.frontend) else {
         return opening(parsed);
     };
-    if found.opens_anew(parsed.flags) {
-        found.retire(kernel, kernel.now());
-        return opening(parsed);
-    }
     let backend = kernel.backend(found.backend).ok_or(Reason::Inconsistent)?;
-    if !serves_old(&backend, parsed.protocol) {
+    let state = BackendState::from_word(backend.state);
+    if found.opens_anew(parsed.flags, state) || !serves_old(state, parsed.protocol) {
         found.retire(kernel, kernel.now());
         return opening(parsed);
     }
@@ -121,13 +118,14 @@ pub fn begin_flow<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Par
     let frontend = lookup::frontend(kernel, parsed)?;
     let policy = lookup::policy(kernel, &frontend)?;
     let first = flow::state::first(parsed.protocol, parsed.flags).ok_or(Reason::NoFlow)?;
+    check_source(parsed)?;
     let chooser = chooser(kernel, &frontend, policy)?;
     let begun = flow::begin(kernel, sender(parsed), frontend.frontend, first, &chooser)?;
     let (drawn, result) = match begun {
         Begun::Known(backend) => {
             // It may have been removed since, and the flow been found only now.
             let record = kernel.backend(backend).ok_or(Reason::Inconsistent)?;
-            let is_served = serves_old(&record, parsed.protocol);
+            let is_served = serves_old(BackendState::from_word(record.state), parsed.protocol);
             (ServiceStats::default(), if is_served { Ok((backend, 0)) } else { Err(Reason::Contention) })
         }
         Begun::Made { backend, is_diverted } => match refuse_mixed(kernel, parsed, &frontend, policy, backend) {
@@ -151,6 +149,7 @@ pub fn begin_flow<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Par
 /// Why it is not balanced.
 #[inline(always)]
 pub fn query<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed) -> Result<Exit, Reason> {
+    check_source(parsed)?;
     let frontend = lookup::frontend(kernel, parsed)?;
     let policy = lookup::policy(kernel, &frontend)?;
     let chooser = chooser(kernel, &frontend, policy)?;
@@ -242,6 +241,8 @@ pub fn answer<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed,
     };
     let way = Way::from_word(kernel.backend(backend).ok_or(Reason::Inconsistent)?.way);
     if way == Way::Stack && hook == Hook::Ingress {
+        // The stack may put the datagram together before it sends it on, so each hook keeps its own account.
+        fragment::remember(kernel, parsed, FragmentRecord::REPLY, frontend, backend);
         // It is rewritten where the stack sends it on; before that, routing and filters must see the backend's address.
         return Ok(Exit::Stack);
     }
@@ -348,6 +349,12 @@ fn edit(parsed: &Parsed, side: Side, new: &SocketKey, is_hop: bool) -> Edit {
     Edit { family: parsed.family, side, old_address, new_address: new.address, is_hop, has_transport, transport }
 }
 
+/// Refuses what a router would not forward, before a ticket is drawn for it.
+#[inline(always)]
+fn check_source(parsed: &Parsed) -> Result<(), Reason> {
+    if parsed.source.is_forwardable_source() { Ok(()) } else { Err(Reason::SourceScope) }
+}
+
 /// A packet without a flow: it opens one, or it is the stack's, which may know it or answers with a reset.
 #[inline(always)]
 fn opening(parsed: &Parsed) -> Result<Step, Reason> {
@@ -358,8 +365,8 @@ fn opening(parsed: &Parsed) -> Result<Step, Reason> {
 }
 
 #[inline(always)]
-fn serves_old(backend: &Backend, protocol: Protocol) -> bool {
-    match BackendState::from_word(backend.state) {
+fn serves_old(state: BackendState, protocol: Protocol) -> bool {
+    match state {
         BackendState::Use | BackendState::Drain => true,
         BackendState::UdpGone => protocol == Protocol::TCP,
         BackendState::Dead => false,

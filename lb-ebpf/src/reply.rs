@@ -180,7 +180,8 @@ fn is_claimed_by_another(
 /// [`REPLIES_PER_BUCKET`], for the loops that run only for a new pair.
 static ROLLED: Hidden = Hidden(REPLIES_PER_BUCKET as u64);
 
-/// Ticks after which a known pair's time is written again: a hot pair is not written by every query.
+/// Ticks after which a known pair's time is written again: a hot pair is not written by every query. So its last query
+/// may be younger than it says by as much.
 const REFRESH_TICKS: u32 = 4;
 
 #[inline(always)]
@@ -263,7 +264,8 @@ fn rank(kernel: &impl Kernel, word: ReplyWord, now: Tick) -> u64 {
     let age = now.since_with_slack(word.seen()) as u64;
     let is_past = |ticks: u64| (ticks + Tick::SLACK as u64).wrapping_sub(age) >> 63;
     let flags = word.0 & (ReplyWord::ANSWERED | ReplyWord::LIVE);
-    let index = flags | is_past(kernel.reply_ticks()) << 2 | is_past(kernel.reply_settled_ticks()) << 3;
+    let index =
+        flags | is_past(kernel.reply_ticks()) << 2 | is_past(kernel.reply_settled_ticks() + REFRESH_TICKS as u64) << 3;
     RANKS.get(index) + ((Tick::MASK as u64 - age) << 4)
 }
 

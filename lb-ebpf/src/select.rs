@@ -1,5 +1,7 @@
 //! A ticket → a slot: the kernel's few index functions.
 
+use core::num::NonZeroU64;
+
 use lb_common::{
     limits::NTH_RULES_MAX,
     selector::{NthRule, Slot},
@@ -20,13 +22,20 @@ pub struct Chooser<'k> {
     index: Index,
     cursor: &'k Shared,
     slots: &'k SlotChunk,
+    run: Run,
+    others: Run,
+    random: u64,
+    scratch: &'k Shared,
+}
+
+/// Where slots lie.
+#[derive(Clone, Copy)]
+struct Run {
     start: u64,
-    count: u64,
+    count: NonZeroU64,
     /// Words from one slot to the next, and before the first: an nth rule has its numbers first.
     stride: u64,
     skip: u64,
-    random: u64,
-    scratch: &'k Shared,
 }
 
 /// A ticket drawn and what it leads to.
@@ -42,26 +51,20 @@ impl<'k> Chooser<'k> {
     /// A chooser for `policy`; `None` where the record is not one this program knows.
     #[inline(always)]
     pub fn new(policy: &Policy, cursor: &'k Shared, slots: &'k SlotChunk, kernel: &'k impl Kernel) -> Option<Self> {
-        if policy.slots_count == 0 {
-            return None;
-        }
+        let count = NonZeroU64::new(policy.slots_count as u64)?;
         let index = policy.index()?;
         let scratch = kernel.scratch()?;
         let (stride, skip) = match index {
             Index::Random | Index::Cursor => (1, 0),
             Index::Chain => (NthRule::WORDS as u64, 1),
         };
-        Some(Self {
-            index,
-            stride: forget(scratch, stride),
-            skip: forget(scratch, skip),
-            cursor,
-            slots,
-            start: policy.slots_start as u64,
-            count: policy.slots_count as u64,
-            random: kernel.random() as u64,
-            scratch,
-        })
+        let start = policy.slots_start as u64;
+        let run = Run { start, count, stride: forget(scratch, stride), skip: forget(scratch, skip) };
+        let others = match NonZeroU64::new(policy.others_count as u64) {
+            Some(others) => Run { start: start + count.get() * run.stride, count: others, stride: 1, skip: 0 },
+            None => run,
+        };
+        Some(Self { index, cursor, slots, run, others, random: kernel.random() as u64, scratch })
     }
 
     /// Draws a ticket. The cursor moves here and nowhere else.
@@ -69,17 +72,18 @@ impl<'k> Chooser<'k> {
     pub fn draw(&self) -> Ticket {
         match self.index {
             // Multiply and shift: no bias beyond 2⁻³² · count, and no division.
-            Index::Random => Ticket::Position((self.random * self.count) >> 32),
-            Index::Cursor => Ticket::Position(self.cursor.fetch_add(1) % self.count),
+            Index::Random => Ticket::Position((self.random * self.run.count.get()) >> 32),
+            Index::Cursor => Ticket::Position(self.cursor.fetch_add(1) % self.run.count),
             Index::Chain => self.walk(self.cursor.fetch_add(1)),
         }
     }
 
-    /// The slot `tries` further than a position.
+    /// The slot at a position; after `tries` clashes another one, and all of the backends in turn.
     #[inline(always)]
     pub fn slot(&self, position: u64, tries: u64) -> Slot {
-        let at = (position + tries) % self.count;
-        Slot::from_word(slot_word(self.slots, self.start + at * self.stride + self.skip))
+        let run = if tries == 0 { &self.run } else { &self.others };
+        let at = (position + tries) % run.count;
+        Slot::from_word(slot_word(self.slots, run.start + at * run.stride + run.skip))
     }
 
     /// Which rule of the chain takes choice number `choice`: each rule sees only what the rules before it left.
@@ -89,10 +93,10 @@ impl<'k> Chooser<'k> {
         let mut rule = 0;
         // A constant bound, because the verifier must see that the loop ends.
         while rule < NTH_RULES_MAX as u64 {
-            if rule >= self.count {
+            if rule >= self.run.count.get() {
                 break;
             }
-            let word = slot_word(self.slots, self.start + rule * NthRule::WORDS as u64);
+            let word = slot_word(self.slots, self.run.start + rule * NthRule::WORDS as u64);
             let (every, packet) = (word & 0xffff_ffff, word >> 32);
             if every == 0 {
                 break;

@@ -173,9 +173,10 @@ impl State {
 
     fn replace(&self, path: &Path) -> io::Result<()> {
         let new = path.with_extension("json.new");
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
         let mut file = File::create(&new)?;
-        serde_json::to_writer_pretty(&mut file, self)?;
-        file.write_all(b"\n")?;
+        file.write_all(&text)?;
         file.sync_all()?;
         fs::rename(&new, path)
     }

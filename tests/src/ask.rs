@@ -426,12 +426,20 @@ fn skip_name(message: &[u8], mut offset: usize) -> Option<usize> {
     }
 }
 
-pub(crate) fn allowed_cpus() -> Result<Vec<usize>> {
+/// The CPUs this thread may run on.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn allowed_cpus() -> Result<Vec<usize>> {
     let set = sched_getaffinity(Pid::from_raw(0))?;
     Ok((0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect())
 }
 
-pub(crate) fn pin(cpu: usize) -> Result<()> {
+/// Keeps the calling thread on a CPU.
+///
+/// # Errors
+/// The thread may not run there.
+pub fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
     sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("CPU {cpu}: not pinned"))

@@ -23,6 +23,8 @@ use crate::{
 
 /// The question whose answer is the name of the server.
 pub const WHO: &str = "who.example.test";
+/// The ports it listens on: two, because one service cannot spread per flow and another per packet to the same one.
+pub const PORTS: [u16; 2] = [53, 5300];
 /// Sizes of whole answers, in bytes, that `sSIZE.example.test TXT` has over UDP without a cookie.
 pub const SIZES: [usize; 3] = [1232, 1400, 4096];
 
@@ -150,12 +152,13 @@ fn own_copy(lab: &Lab) -> Result<PathBuf> {
 
 fn named_conf(directory: &Path) -> String {
     let directory = directory.display();
+    let listen = PORTS.map(|port| format!("listen-on port {port} {{ any; }}; listen-on-v6 port {port} {{ any; }};"));
+    let listen = listen.join("\n    ");
     format!(
         r#"options {{
     directory "{directory}";
     pid-file none;
-    listen-on port 53 {{ any; }};
-    listen-on-v6 port 53 {{ any; }};
+    {listen}
     recursion no;
     dnssec-validation no;
     minimal-responses yes;

@@ -1,7 +1,7 @@
 //! The case table's language: a configuration, packets, and what becomes of each. The same case runs on the host, in
 //! memory, and in the kernel by `BPF_PROG_TEST_RUN`.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, iter, net::IpAddr};
 
 use anyhow::{Result, bail};
 use lb_common::{
@@ -117,6 +117,15 @@ impl Case {
     pub fn then_given(mut self, service: &str) -> Self {
         self.steps.push(Step::Reload { configuration: written(service) });
         self
+    }
+
+    /// The configurations it goes through, in the file's language.
+    pub fn configurations(&self) -> impl Iterator<Item = &str> {
+        let reloads = self.steps.iter().filter_map(|step| match step {
+            Step::Reload { configuration } => Some(configuration.as_str()),
+            Step::Packet { .. } | Step::State { .. } => None,
+        });
+        iter::once(self.configuration.as_str()).chain(reloads)
     }
 
     /// Runs the case.

@@ -3,8 +3,10 @@
 
 use std::{
     collections::BTreeSet,
-    env, fs,
-    path::PathBuf,
+    env,
+    fs::{self, DirBuilder},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
     process,
     sync::{
         Mutex, Once, PoisonError,
@@ -19,7 +21,7 @@ use nix::{
     errno::Errno,
     mount::{MntFlags, umount2},
     sys::signal::{Signal, kill},
-    unistd::Pid,
+    unistd::{Pid, geteuid},
 };
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
@@ -33,14 +35,21 @@ use crate::process::{run, wait_until};
 pub struct Prefix(String);
 
 impl Prefix {
-    /// Takes a new prefix; what carries it is removed if this process is interrupted.
-    pub(crate) fn take() -> Self {
+    /// Takes a new prefix and makes its directory; what carries it is removed if this process is interrupted.
+    ///
+    /// # Errors
+    /// The directory cannot be made, or something is there already, which is not ours to use or to remove.
+    pub(crate) fn take() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         watch_signals();
         remove_orphans();
         let prefix = Self(format!("ek{}n{}", process::id(), NEXT.fetch_add(1, Ordering::SeqCst)));
-        live().insert(prefix.clone());
-        prefix
+        // Held until it is among them: an interruption removes it, but nothing that was there before.
+        let mut live = live();
+        make_directory(&prefix.directory())?;
+        live.insert(prefix.clone());
+        drop(live);
+        Ok(prefix)
     }
 
     /// The prefix itself.
@@ -85,18 +94,21 @@ impl Prefix {
         wait_until("processes of the lab ended", Duration::from_secs(5), || {
             Ok(namespaces.iter().all(|namespace| pids(namespace).unwrap_or_default().is_empty()))
         })?;
-        let pins = self.pins();
-        if let Err(error) = umount2(&pins, MntFlags::MNT_DETACH)
-            && error != Errno::EINVAL
-            && error != Errno::ENOENT
-        {
-            return Err(error).with_context(|| format!("{}: not unmounted", pins.display()));
+        let directory = self.directory();
+        let is_ours = is_ours(&directory);
+        if is_ours {
+            let pins = self.pins();
+            if let Err(error) = umount2(&pins, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
+                && error != Errno::EINVAL
+                && error != Errno::ENOENT
+            {
+                return Err(error).with_context(|| format!("{}: not unmounted", pins.display()));
+            }
         }
         for namespace in &namespaces {
             run("ip", &["netns", "del", namespace])?;
         }
-        let directory = self.directory();
-        if directory.exists() {
+        if is_ours {
             fs::remove_dir_all(&directory).with_context(|| format!("{}: not removed", directory.display()))?;
         }
         live().remove(self);
@@ -114,6 +126,16 @@ impl Prefix {
         Ok(names)
     }
 
+    /// Whether the lab was kept on purpose.
+    fn is_kept(&self) -> bool {
+        is_ours(&self.directory()) && self.directory().join(KEPT).exists()
+    }
+
+    /// Whether its process is gone, and it was not kept on purpose.
+    fn is_orphan(&self) -> bool {
+        !self.is_kept() && self.owner().is_some_and(|owner| kill(owner, None) == Err(Errno::ESRCH))
+    }
+
     /// The process that made the lab.
     fn owner(&self) -> Option<Pid> {
         let (pid, _) = self.0.strip_prefix("ek")?.split_once('n')?;
@@ -121,16 +143,28 @@ impl Prefix {
     }
 }
 
-/// Removes the labs that were kept on purpose, and returns how many there were.
+/// Removes the labs that were kept on purpose and those of processes that were killed, and returns how many there were
+/// of either. Labs that are in use stay.
 ///
 /// # Errors
 /// One of them does not go.
-pub fn remove_kept() -> Result<usize> {
-    let kept: Vec<_> = known()?.into_iter().filter(|prefix| prefix.directory().join(KEPT).exists()).collect();
-    for prefix in &kept {
+pub fn remove_left() -> Result<Left> {
+    let known = known()?;
+    let of = |is_of: fn(&Prefix) -> bool| known.iter().filter(move |prefix| is_of(prefix));
+    let (kept, orphans): (Vec<_>, Vec<_>) = (of(Prefix::is_kept).collect(), of(Prefix::is_orphan).collect());
+    for prefix in kept.iter().chain(&orphans) {
         prefix.remove()?;
     }
-    Ok(kept.len())
+    Ok(Left { kept: kept.len(), orphans: orphans.len() })
+}
+
+/// How many labs were left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// On purpose.
+    pub kept: usize,
+    /// By processes that were killed.
+    pub orphans: usize,
 }
 
 /// The file in a lab's directory that says it was kept on purpose.
@@ -139,9 +173,7 @@ const KEPT: &str = "kept";
 /// Labs of processes that were killed and could not clean up.
 fn remove_orphans() {
     for prefix in known().unwrap_or_default() {
-        let is_orphan = prefix.owner().is_some_and(|owner| kill(owner, None) == Err(Errno::ESRCH));
-        if is_orphan
-            && !prefix.directory().join(KEPT).exists()
+        if prefix.is_orphan()
             && let Err(error) = prefix.remove()
         {
             eprintln!("a lab left by a killed process stays: {error:#}");
@@ -158,12 +190,24 @@ fn known() -> Result<BTreeSet<Prefix>> {
         }
     }
     for name in names_in(&env::temp_dir().to_string_lossy())? {
-        if let Some(prefix) = name.strip_prefix("evenkeel-lab-") {
+        if let Some(prefix) = name.strip_prefix("evenkeel-lab-")
+            && is_ours(&env::temp_dir().join(&name))
+        {
             known.insert(Prefix(prefix.to_owned()));
         }
     }
     known.retain(|prefix| prefix.owner().is_some());
     Ok(known)
+}
+
+/// Makes a directory for this user alone; refuses one that is there.
+fn make_directory(directory: &Path) -> Result<()> {
+    DirBuilder::new().mode(0o700).create(directory).with_context(|| format!("{}: not made", directory.display()))
+}
+
+/// Whether this is a directory, no link to one, and this user's. Anyone may make one of any name among temporary files.
+fn is_ours(directory: &Path) -> bool {
+    fs::symlink_metadata(directory).is_ok_and(|found| found.is_dir() && found.uid() == geteuid().as_raw())
 }
 
 fn names_in(directory: &str) -> Result<Vec<String>> {
@@ -201,4 +245,45 @@ fn watch_signals() {
             }
         });
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_directory_is_made_for_its_user_alone_and_never_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("lab");
+        make_directory(&directory).unwrap();
+        assert_eq!(fs::metadata(&directory).unwrap().permissions().mode() & 0o777, 0o700);
+        let message = format!("{:#}", make_directory(&directory).unwrap_err());
+        assert_eq!(message, format!("{}: not made: File exists (os error 17)", directory.display()));
+        let link = folder.path().join("link");
+        symlink(folder.path().join("elsewhere"), &link).unwrap();
+        assert!(make_directory(&link).is_err(), "a link that leads nowhere is not followed");
+    }
+
+    #[test]
+    fn only_an_own_directory_is_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("lab");
+        assert!(!is_ours(&directory), "it is not there");
+        fs::create_dir(&directory).unwrap();
+        assert!(is_ours(&directory));
+        let link = folder.path().join("link");
+        symlink(&directory, &link).unwrap();
+        assert!(!is_ours(&link), "a link may lead anywhere");
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(!is_ours(&file));
+        if geteuid().is_root() {
+            std::os::unix::fs::chown(&directory, Some(65534), None).unwrap();
+            assert!(!is_ours(&directory), "it is somebody else's");
+        } else {
+            assert!(!is_ours(Path::new("/proc/1")), "it is root's");
+        }
+    }
 }

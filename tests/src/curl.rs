@@ -7,11 +7,12 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::Stdio,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{namespace::Namespace, process::Running};
 
@@ -40,16 +41,30 @@ pub struct Download {
 }
 
 impl Download {
-    /// Starts to fetch a page at this many bytes a second, into `file`.
+    /// Starts to fetch nginx's large file into `file`, at this many bytes a second.
+    ///
+    /// The server keeps the rate: curl's own limit is missed by a third and more.
     ///
     /// # Errors
     /// curl does not start.
-    pub fn start(client: &Namespace, url: &str, bytes_per_second: usize, file: PathBuf) -> Result<Self> {
+    pub fn start(client: &Namespace, server: SocketAddr, bytes_per_second: usize, file: PathBuf) -> Result<Self> {
+        let url = url(server, &format!("/slow/large?rate={bytes_per_second}"));
         let mut command = client.command("curl");
-        command.args(COMMON).args(["--max-time", "90", "--limit-rate", &bytes_per_second.to_string(), "-o"]);
-        command.arg(&file).arg(url);
+        command.args(COMMON).args(["--max-time", "90", "-o"]).arg(&file).arg(&url);
         let running = Running::start("curl", command, &file.with_extension("log"))?;
-        Ok(Self { url: url.to_owned(), running, file })
+        Ok(Self { url, running, file })
+    }
+
+    /// Says that it is still on its way.
+    ///
+    /// # Errors
+    /// It has ended; how far it came is in the error.
+    pub fn still_runs(&mut self) -> Result<()> {
+        if !self.running.is_running()? {
+            let bytes = fs::metadata(&self.file).map_or(0, |file| file.len());
+            bail!("{} has ended after {bytes} bytes: {}", self.url, self.running.log_tail());
+        }
+        Ok(())
     }
 
     /// Waits for its end and returns what came.
@@ -110,11 +125,72 @@ pub fn short_connections_at_once(
         let running: Vec<_> = (0..threads).map(spawn).collect();
         running.into_iter().map(|thread| thread.join().expect("no client panics")).collect::<Result<Vec<_>>>()
     })?;
+    Ok(sum(parts))
+}
+
+/// Short connections that run beside something else.
+#[derive(Debug, Default)]
+pub struct Beside {
+    done: AtomicUsize,
+    is_broken: AtomicBool,
+    is_over: AtomicBool,
+}
+
+impl Beside {
+    /// How many have been made and answered until now.
+    ///
+    /// # Errors
+    /// One was not, and there will be no more from its thread.
+    pub fn done(&self) -> Result<usize> {
+        ensure!(!self.is_broken.load(Ordering::SeqCst), "a short connection broke");
+        Ok(self.done.load(Ordering::SeqCst))
+    }
+
+    fn fetch_on(&self, server: SocketAddr, path: &str) -> Result<BTreeMap<String, usize>> {
+        let mut bodies = BTreeMap::new();
+        while !self.is_over.load(Ordering::SeqCst) {
+            let fetched = fetch(server, path);
+            self.is_broken.fetch_or(fetched.is_err(), Ordering::SeqCst);
+            let done = self.done.load(Ordering::SeqCst);
+            *bodies.entry(fetched.with_context(|| format!("after {done} connections to {server}"))?).or_default() += 1;
+            self.done.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(bodies)
+    }
+}
+
+/// Fetches a small page over short connections from several threads at once for as long as `work` takes, and returns
+/// what that did and how often each body came.
+///
+/// # Errors
+/// As [`short_connections`], or `work` returns an error.
+pub fn short_connections_beside<T>(
+    client: &Namespace,
+    server: SocketAddr,
+    path: &str,
+    threads: usize,
+    work: impl FnOnce(&Beside) -> Result<T>,
+) -> Result<(T, BTreeMap<String, usize>)> {
+    let beside = Beside::default();
+    let (worked, parts) = thread::scope(|scope| {
+        let spawn = |_| scope.spawn(|| client.enter(|| beside.fetch_on(server, path)));
+        let running: Vec<_> = (0..threads).map(spawn).collect();
+        let worked = work(&beside);
+        beside.is_over.store(true, Ordering::SeqCst);
+        let ended = running.into_iter().map(|thread| thread.join().expect("no client panics"));
+        (worked, ended.collect::<Result<Vec<_>>>())
+    });
+    // A connection that broke is why the work has ended with an error, if it has.
+    let bodies = sum(parts?);
+    Ok((worked?, bodies))
+}
+
+fn sum(parts: Vec<BTreeMap<String, usize>>) -> BTreeMap<String, usize> {
     let mut all = BTreeMap::new();
     for (body, count) in parts.into_iter().flatten() {
         *all.entry(body).or_default() += count;
     }
-    Ok(all)
+    all
 }
 
 /// Nobody's curlrc (which has to come first), silent but for errors, no proxy, a bound in time.

@@ -1,18 +1,32 @@
 //! dnsperf: load, and its own account of what came back.
 
-use std::{fs, net::SocketAddr, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::Path,
+    process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{bind::WHO, lab::Lab, namespace::Namespace, process::Running};
+use crate::{ask::allowed_cpus, bind::WHO, lab::Lab, namespace::Namespace, process::Running};
+
+/// The most sockets of one dnsperf, whatever it is asked for; each thread has so many.
+pub const MOST_SOCKETS: usize = 256;
 
 /// What dnsperf is to do; a value to start from is [`Dnsperf::to`].
 #[derive(Clone, Copy, Debug)]
 pub struct Dnsperf {
     /// Where to.
     pub server: SocketAddr,
-    /// How many sockets.
+    /// How many sockets, at most [`MOST_SOCKETS`] a thread. One thread asks from each of them in turn.
     pub clients: usize,
+    /// The source port of the first socket, the others having those after it; free ones if there is none.
+    pub port: Option<u16>,
+    /// The one of our CPUs, counted from 0, that it stays on; any if there is none.
+    pub cpu: Option<usize>,
     /// How many threads.
     pub threads: usize,
     /// When to end.
@@ -53,7 +67,8 @@ impl Dnsperf {
     /// 12000 queries over UDP from one socket.
     pub fn to(server: SocketAddr) -> Self {
         let (end, patience) = (End::Queries(12_000), Duration::from_secs(2));
-        Self { server, clients: 1, threads: 1, end, rate: None, outstanding: 100, patience }
+        let (port, cpu, rate) = (None, None, None);
+        Self { server, clients: 1, port, cpu, threads: 1, end, rate, outstanding: 100, patience }
     }
 
     /// Runs it to its end.
@@ -69,11 +84,15 @@ impl Dnsperf {
     /// # Errors
     /// It does not start.
     pub fn start(self, lab: &Lab, client: &Namespace) -> Result<Load> {
+        // Files of its own, because others may run at the same time.
+        static STARTED: AtomicUsize = AtomicUsize::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        ensure!(self.clients <= self.threads * MOST_SOCKETS, "{} sockets of dnsperf", self.clients);
         let directory = lab.directory("dnsperf")?;
-        let questions = directory.join("questions");
+        let questions = directory.join(format!("questions{number}"));
         fs::write(&questions, format!("{WHO} TXT\n"))?;
-        let log = directory.join(format!("log-{}-{}", client.name(), self.server));
-        let running = Running::start("dnsperf", self.command(client, &questions), &log)?;
+        let log = directory.join(format!("log{number}-{}-{}", client.name(), self.server));
+        let running = Running::start("dnsperf", self.command(client, &questions)?, &log)?;
         let limit = match self.end {
             End::Queries(_) => Duration::from_secs(120),
             End::Seconds(seconds) => Duration::from_secs(seconds + 30),
@@ -81,8 +100,17 @@ impl Dnsperf {
         Ok(Load { running, limit })
     }
 
-    fn command(&self, client: &Namespace, questions: &Path) -> Command {
-        let mut command = client.command("dnsperf");
+    fn command(&self, client: &Namespace, questions: &Path) -> Result<Command> {
+        let mut command = match self.cpu {
+            None => client.command("dnsperf"),
+            Some(cpu) => {
+                let cpus = allowed_cpus()?;
+                let cpu = cpus.get(cpu).with_context(|| format!("CPU {cpu}, but only {} here", cpus.len()))?;
+                let mut command = client.command("taskset");
+                command.args(["-c", &cpu.to_string(), "dnsperf"]);
+                command
+            }
+        };
         let mut option = |name: &str, value: String| {
             command.arg(name).arg(value);
         };
@@ -97,10 +125,13 @@ impl Dnsperf {
             End::Queries(queries) => option("-n", queries.to_string()),
             End::Seconds(seconds) => option("-l", seconds.to_string()),
         }
+        if let Some(port) = self.port {
+            option("-x", port.to_string());
+        }
         if let Some(rate) = self.rate {
             option("-Q", rate.to_string());
         }
-        command
+        Ok(command)
     }
 }
 
@@ -112,6 +143,14 @@ pub struct Load {
 }
 
 impl Load {
+    /// Says whether it still asks.
+    ///
+    /// # Errors
+    /// The operating system does not know the process.
+    pub fn is_running(&mut self) -> Result<bool> {
+        self.running.is_running()
+    }
+
     /// Waits for its end and reads its summary.
     ///
     /// # Errors

@@ -321,20 +321,14 @@ impl Evenkeel {
     }
 }
 
-/// The program: `EVENKEEL_BIN`, or what cargo built beside or above ourselves.
+/// The program that `EVENKEEL_BIN` names. None is looked for: what lies about may be of older sources than the tests.
 ///
 /// # Errors
-/// There is none.
+/// None is named, or it is not there.
 pub fn find_program() -> Result<PathBuf> {
-    if let Some(program) = env::var_os("EVENKEEL_BIN") {
-        let program = PathBuf::from(program);
-        ensure!(program.exists(), "EVENKEEL_BIN: {} is not there", program.display());
-        return Ok(program);
-    }
-    let own = env::current_exe()?;
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/evenkeel");
-    // Tests lie in a folder below the programs.
-    let beside = own.ancestors().skip(1).take(2).map(|directory| directory.join("evenkeel"));
-    let found = beside.chain([workspace]).find(|path| path.is_file());
-    found.context("evenkeel is not built: cargo build -p lb-userspace, or set EVENKEEL_BIN")
+    let program = env::var_os("EVENKEEL_BIN").map(PathBuf::from).context(
+        "EVENKEEL_BIN names no program: what starts Evenkeel is run by `cargo xtask`, as `test` or `demo`, which builds it",
+    )?;
+    ensure!(program.is_file(), "EVENKEEL_BIN: {} is not there", program.display());
+    Ok(program)
 }

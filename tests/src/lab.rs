@@ -101,7 +101,7 @@ impl Lab {
         ensure!((1..=50).contains(&layout.clients), "a lab has 1 to 50 clients, not {}", layout.clients);
         ensure!((1..=200).contains(&layout.backends), "a lab has 1 to 200 backends, not {}", layout.backends);
         allow_many_files()?;
-        let prefix = Prefix::take();
+        let prefix = Prefix::take()?;
         let host = |role: String, v4, v6| Host { namespace: Namespace::named(prefix.namespace(&role)), v4, v6 };
         let clients =
             (1..=layout.clients).map(|n| host(format!("client{n}"), v4(10, 9, 0, 100 + octet(n)), v6(9, 0x100 + n)));
@@ -205,7 +205,7 @@ impl Lab {
         self.finish_devices()
     }
 
-    /// Leaves the lab up after this process; `remove_kept` removes it.
+    /// Leaves the lab up after this process; `remove_left` removes it.
     ///
     /// # Errors
     /// The mark that says so cannot be written.
@@ -230,7 +230,6 @@ impl Lab {
     }
 
     fn build(&mut self) -> Result<()> {
-        fs::create_dir_all(self.prefix.directory())?;
         self.add_namespace(&self.balancer)?;
         // An engine and a router set these; without them a kernel forwards nothing.
         self.balancer.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")?;

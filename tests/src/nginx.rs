@@ -38,7 +38,8 @@ impl Nginx {
     }
 
     /// Starts one on a host and waits until it answers over both families; `/who` is its name, `/large` has
-    /// [`LARGE`] bytes, and what is put to `/up/NAME` is kept.
+    /// [`LARGE`] bytes, `/slow/large?rate=BYTES` has them at so many bytes a second, and what is put to `/up/NAME` is
+    /// kept.
     ///
     /// # Errors
     /// It does not start; the end of its log is in the error.
@@ -152,6 +153,7 @@ http {{
         listen [::]:80 ipv6only=on;
         root {directory}/www;
         location /up/ {{ dav_methods PUT; }}
+        location /slow/ {{ alias {directory}/www/; limit_rate $arg_rate; sendfile_max_chunk 64k; }}
     }}
 }}
 "

@@ -30,6 +30,7 @@ pub struct Packet {
     has_checksum: bool,
     payload: Vec<u8>,
     cut: Option<usize>,
+    padding: usize,
 }
 
 /// Which part of a datagram a packet is: bytes from the datagram's start, and whether more follow.
@@ -76,6 +77,7 @@ impl Default for Packet {
             has_checksum: true,
             payload: Vec::new(),
             cut: None,
+            padding: 0,
         }
     }
 }
@@ -203,6 +205,12 @@ impl Packet {
         self
     }
 
+    /// In a frame longer than it: with so many bytes of padding.
+    pub fn padded(mut self, bytes: usize) -> Self {
+        self.padding = bytes;
+        self
+    }
+
     /// The bytes on the wire, all checksums right.
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = self.link.to_vec();
@@ -222,6 +230,7 @@ impl Packet {
             Some(_) => panic!("two families in one packet"),
             None => bytes.extend([0x08, 0x06]),
         }
+        bytes.resize(bytes.len() + self.padding, 0);
         if let Some(length) = self.cut {
             bytes.truncate(length);
         }
@@ -299,6 +308,7 @@ impl Packet {
                     header.extend((part.offset as u16 | u16::from(part.has_more)).to_be_bytes());
                     header.extend(self.identification.to_be_bytes());
                 }
+                (43, _) => header.extend([0; 6]),            // a route that ends here
                 (_, _) => header.extend([1, 4, 0, 0, 0, 0]), // one option that pads
             }
         }

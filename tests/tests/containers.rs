@@ -15,7 +15,7 @@ use serde_json::Value;
 use testbed::{
     ask::{Ask, Ports},
     bind::Bind,
-    curl::{self, Download},
+    curl::Download,
     evenkeel::Evenkeel,
     harness::{on_root, run},
     lab::{FRONTENDS, Lab, Layout, Reach},
@@ -50,7 +50,7 @@ fn restarts_under_load(reach: Reach, way: &str) -> Result<()> {
     evenkeel.wait_for_way(way)?;
     let client = lab.client().namespace.clone();
     let file = lab.directory("download")?.join("large");
-    let download = Download::start(&client, &curl::url((FRONTENDS[0], 80).into(), "/large"), LARGE / 6, file.clone())?;
+    let download = Download::start(&client, (FRONTENDS[0], 80).into(), LARGE / 6, file.clone())?;
 
     // A port asked from is a new flow, and so a ticket: the second client begins where the first will not come.
     let mut upper = Ports::default();

@@ -22,7 +22,7 @@ use serde_json::Value;
 use testbed::{
     ask::{Ask, Ports},
     bind::Bind,
-    evenkeel::Evenkeel,
+    evenkeel::{Evenkeel, find_program},
     harness::{on_root, run},
     lab::{FRONTENDS, Lab, Layout, Reach},
 };
@@ -35,9 +35,14 @@ fn main() -> ExitCode {
         on_root("a frontend address added later is balanced", an_address_added_later_is_balanced),
         on_root("a refused reload is shown and changes nothing", a_refused_reload_is_shown),
         on_root("a configuration that cannot be is refused at the start", refused_at_the_start),
+        on_root("a refused file is tried again when links change", a_refused_file_is_tried_again),
+        on_root("a backend added by a reload is asked for like those of the start", an_added_backend_is_asked_for),
+        on_root("hooks taken away are put back, programs of others are shown", hooks_are_looked_after),
+        on_root("a fault of the system is told once", a_fault_is_told_once),
         on_root("a changed file is read without being told", a_changed_file_is_read),
         on_root("a stopped controller leaves the data path, detach leaves nothing", stopped_and_detached),
         on_root("a second controller is refused", a_second_controller_is_refused),
+        on_root("detach without pins leaves a running controller's state", detach_leaves_a_running_controllers_state),
     ])
 }
 
@@ -181,11 +186,109 @@ fn refused_at_the_start() -> Result<()> {
                 .to_owned(),
         ),
         (&good.replace("eth3", "eth33"), &[], "did you mean `eth3`?".to_owned()),
+        (
+            &good.replace("eth3", "lo"),
+            &[],
+            ":3:11: service dns: clients cannot be balanced at lo: it is the loopback; name those they come in by: \
+             interfaces = [\"…\"]"
+                .to_owned(),
+        ),
     ] {
         let refusal = Evenkeel::start_refused(&lab, configuration, options)?;
         ensure!(refusal.code == Some(2), "{refusal:?}");
         ensure!(refusal.said.contains(&expected), "{}\nnot: {expected}", refusal.said);
     }
+    Ok(())
+}
+
+fn a_refused_file_is_tried_again() -> Result<()> {
+    let lab = Lab::up(Layout { backends: 2, ..Layout::default() })?;
+    let _binds = Bind::start_all(&lab)?;
+    let good = both_families(&lab);
+    let mut evenkeel = Evenkeel::start(&lab, &good)?;
+    let told = evenkeel.reload(&format!("interfaces = [\"eth3\", \"late0\"]\n{good}"))?;
+    ensure!(told.as_deref() == Some("configuration refused; what was running goes on"), "{told:?}");
+    let refusal = evenkeel.status()?["last_refusal"].clone();
+    ensure!(refusal.to_string().contains("this host has no interface `late0`"), "{refusal}");
+    lab.balancer().sh("ip link add late0 type veth peer name late1")?;
+    let is_in_force = |status: &Value| {
+        let is_late = |hook: &Value| hook["interface"] == "late0" && hook["ingress"] == "clients";
+        status["last_refusal"].is_null() && status["hooks"].as_array().is_some_and(|hooks| hooks.iter().any(is_late))
+    };
+    within(Duration::from_secs(5), || evenkeel.status(), is_in_force)?;
+    lab.balancer().sh("ip link del late0")?;
+    let is_told = |status: &Value| status["warnings"].to_string().contains("there is no interface late0, by which");
+    within(Duration::from_secs(5), || evenkeel.status(), is_told)?;
+    // What was there a moment ago is known to a reload, whether or not anyone has told of it.
+    lab.balancer().sh("ip link add late2 type veth peer name late3")?;
+    evenkeel.apply(&format!("interfaces = [\"eth3\", \"late2\"]\n{good}"))?;
+    all_answered(&lab, FRONTENDS[0], 100)
+}
+
+fn an_added_backend_is_asked_for() -> Result<()> {
+    let lab = Lab::up(Layout { backends: 2, ..Layout::default() })?;
+    let _binds = Bind::start_all(&lab)?;
+    let with = |backends: &[IpAddr]| {
+        let backends = backends.iter().map(|address| format!("\"{address}\"")).collect::<Vec<_>>().join(", ");
+        format!(
+            "way = \"redirect-peer\"\n[[service]]\nname = \"dns\"\nbackends = [{backends}]\n\
+             listen = [{{ interface = \"eth3\", port = 53, protocols = [\"udp\"] }}]\n"
+        )
+    };
+    let [first, second] = lab.backends() else { unreachable!("the lab has two") };
+    let mut evenkeel = Evenkeel::start(&lab, &with(&[first.v4]))?;
+    lab.balancer().sh(&format!("ip neigh flush to {} dev br0", second.v4))?;
+    evenkeel.apply(&with(&[first.v4, second.v4]))?;
+    ensure!(ways(&evenkeel)?.values().all(|way| way == "redirect-peer"), "{:?}", ways(&evenkeel)?);
+    all_answered(&lab, FRONTENDS[0], 100)
+}
+
+fn hooks_are_looked_after() -> Result<()> {
+    let lab = Lab::up(Layout { backends: 2, ..Layout::default() })?;
+    let _binds = Bind::start_all(&lab)?;
+    let evenkeel = Evenkeel::start(&lab, &both_families(&lab))?;
+    let balancer = lab.balancer();
+    let eth3 = |status: &Value| status["hooks"].as_array()?.iter().find(|hook| hook["interface"] == "eth3").cloned();
+    let hook = eth3(&evenkeel.status()?).context("eth3 has a hook")?;
+    ensure!(hook["why"] == "", "{hook}");
+
+    if hook["mode"] == "tcx" {
+        balancer.sh("tc qdisc add dev eth3 clsact")?;
+    }
+    // The classic program "return -1": go on as if there were none.
+    let theirs = ["filter", "add", "dev", "eth3", "ingress", "prio", "77", "bpf", "da", "bytecode"];
+    balancer.run("tc", &[&theirs[..], &["1,6 0 0 4294967295"]].concat())?;
+    let is_shown = |status: &Value| eth3(status).is_some_and(|hook| hook["why"].to_string().contains("program bpf on"));
+    within(Duration::from_secs(10), || evenkeel.status(), is_shown)?;
+    balancer.sh("tc filter del dev eth3 ingress prio 77")?;
+    within(Duration::from_secs(10), || evenkeel.status(), |status| !is_shown(status))?;
+
+    if hook["mode"] == "tcx" {
+        // Nothing else holds the link.
+        fs::remove_file(lab.pins()?.join(format!("evenkeel/links/{}-ingress", hook["ifindex"])))?;
+    } else {
+        balancer.sh("tc filter del dev eth3 ingress prio 1")?;
+    }
+    let said = "someone else took our program off the interface; it is put back";
+    within(Duration::from_secs(10), || evenkeel.log(), |log| log.contains(said))?;
+    all_answered(&lab, FRONTENDS[0], 100)?;
+    let log = evenkeel.log()?;
+    ensure!(log.matches(said).count() == 1, "once, and for one interface: {log}");
+    Ok(())
+}
+
+fn a_fault_is_told_once() -> Result<()> {
+    let lab = Lab::up(Layout { backends: 2, ..Layout::default() })?;
+    let directory = lab.directory("odd")?;
+    let (file, state) = (directory.join("evenkeel.toml"), directory.join("state"));
+    fs::write(&file, both_families(&lab))?;
+    fs::write(&state, "a file")?;
+    let mut command = lab.balancer().command(&find_program()?.to_string_lossy());
+    command.arg("run").arg("--config").arg(&file).arg("--state").arg(&state);
+    let ended = command.arg("--pins").arg(lab.pins()?.join("odd")).output()?;
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    ensure!(ended.status.code() == Some(1), "{ended:?}");
+    ensure!(said == format!("evenkeel: {}: File exists (os error 17)\n", state.display()), "{said}");
     Ok(())
 }
 
@@ -211,7 +314,15 @@ fn stopped_and_detached() -> Result<()> {
     ensure!(opening == "adopted from an earlier controller", "{opening}");
 
     let refused = evenkeel.ask(&["detach"])?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let (pid, [_, _, _, state]) = (evenkeel.pid().context("it runs")?, evenkeel.folders());
     ensure!(refused.status.code() == Some(1), "it runs: {refused:?}");
+    let expected = format!(
+        "evenkeel: a controller (process {pid}) is running and uses {state}; stop it first, with `systemctl stop \
+         evenkeel`, or with `kill {pid}` where systemd did not start it\n"
+    );
+    ensure!(said == expected, "{said}\nnot: {expected}");
+    all_answered(&lab, FRONTENDS[0], 100)?;
     evenkeel.stop()?;
     evenkeel.detach()?;
     let [_, pins, _, state] = evenkeel.folders();
@@ -234,6 +345,26 @@ fn a_second_controller_is_refused() -> Result<()> {
     ensure!(second.status.code() == Some(1), "{said}");
     let pid = evenkeel.pid().context("it runs")?;
     ensure!(said.contains(&format!("another controller (process {pid}) uses")), "{said}");
+    Ok(())
+}
+
+fn detach_leaves_a_running_controllers_state() -> Result<()> {
+    let lab = Lab::up(Layout { backends: 2, ..Layout::default() })?;
+    let evenkeel = Evenkeel::start(&lab, &both_families(&lab))?;
+    let [_, _, _, state] = evenkeel.folders();
+    let before = evenkeel.status()?["services"].clone();
+    let mut command = lab.balancer().command(&find_program()?.to_string_lossy());
+    command.args(["detach", "--state", &state, "--pins"]).arg(lab.pins()?.join("nowhere"));
+    let refused = command.output()?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let pid = evenkeel.pid().context("it runs")?;
+    ensure!(refused.status.code() == Some(1), "{refused:?}");
+    ensure!(
+        said.starts_with(&format!("evenkeel: a controller (process {pid}) is running and uses {state};")),
+        "{said}"
+    );
+    let status = evenkeel.status()?;
+    ensure!(status["services"] == before && status["is_running"] == true, "its state is as it was: {status}");
     Ok(())
 }
 

@@ -1106,7 +1106,8 @@ fn sample_tables() -> Tables {
         slots_start: start,
         slots_count: count,
         service: ServiceId(service),
-        zero: [0; 10],
+        others_count: 0,
+        zero: [0; 9],
     };
     let backend = |id: u32, address: &str, service, way| {
         let key = key(address, 53);

@@ -7,6 +7,7 @@ use std::{
     ops::Range,
     process::ExitCode,
     sync::{Arc, Mutex},
+    thread,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -17,7 +18,7 @@ use testbed::{
     ask::{Answers, Ask, Ports},
     bind::{Bind, WHO},
     chi_square, dig,
-    dnsperf::Dnsperf,
+    dnsperf::{Dnsperf, End, MOST_SOCKETS},
     engine::Engine,
     evenkeel::Evenkeel,
     harness::{self, Needs},
@@ -58,8 +59,21 @@ fn main() -> ExitCode {
         stage.is_random(Schedule::PerPacket, family)
     });
     add("two first packets of a flow on two cpus draw one ticket", Stage::twins_draw_one_ticket);
-    add("dnsperf and dig are spread evenly", Stage::dnsperf_and_dig_are_spread);
-    add("connections over tcp are spread evenly", Stage::connections_are_spread);
+    add("dnsperf is spread evenly by rr over new flows", |stage, family| {
+        stage.dnsperf_is_spread("rr", Schedule::PerFlow, family)
+    });
+    add("dnsperf is spread evenly by rr over the queries of one socket", |stage, family| {
+        stage.dnsperf_is_spread("rr", Schedule::PerPacket, family)
+    });
+    add("dnsperf is spread evenly by nth over new flows", |stage, family| {
+        stage.dnsperf_is_spread("nth", Schedule::PerFlow, family)
+    });
+    add("dnsperf is spread evenly by nth over the queries of one socket", |stage, family| {
+        stage.dnsperf_is_spread("nth", Schedule::PerPacket, family)
+    });
+    add("dnsperf's sockets that go on asking keep their flows", Stage::sockets_keep_their_flows);
+    add("dig is spread evenly over udp", Stage::dig_is_spread);
+    add("dig is spread evenly over tcp", Stage::connections_are_spread);
     add("queries from a port that has a flow of another frontend are answered by their own", Stage::ports_have_a_past);
     harness::run(trials)
 }
@@ -128,31 +142,54 @@ impl Stage {
         Ok(())
     }
 
-    fn dnsperf_and_dig_are_spread(&mut self, family: Family) -> Result<()> {
-        let server = frontend(family, 0);
-        self.configure(Method { selector: "rr", schedule: Schedule::PerPacket, weights: None })?;
-        for clients in [1, 2] {
-            let load = Dnsperf { clients, threads: clients, ..Dnsperf::to(server) };
-            let counted = self.load(load, Client::OneSocket, family)?;
-            counted.drew(12_000)?;
-            ensure!(counted.choices == [3000; BACKENDS], "{clients} sockets: {:?}", counted.choices);
-            ensure!(counted.arrivals == counted.choices, "{:?} arrived", counted.arrivals);
+    fn dnsperf_is_spread(&mut self, selector: &'static str, schedule: Schedule, family: Family) -> Result<()> {
+        self.configure(Method { selector, schedule, weights: None })?;
+        for (cpus, count) in cpus_and_rounds() {
+            let what = format!("{count} from {cpus} CPUs");
+            let client = schedule.client(Client::Tools);
+            let lanes = self.lanes(schedule, client, family, cpus, count)?;
+            let counted = self.load(&lanes, client, family).with_context(|| what.clone())?;
+            counted.drew(count).with_context(|| what.clone())?;
+            ensure!(spread(&counted.choices) <= 1, "{what}: {:?}", counted.choices);
+            let Count { arrivals, choices, .. } = counted;
+            ensure!(arrivals == choices, "{what}: {arrivals:?} arrived of {choices:?}");
         }
-        self.configure(Method { selector: "rr", schedule: Schedule::PerFlow, weights: None })?;
-        let counted = self.load(Dnsperf { clients: 20, threads: 2, ..Dnsperf::to(server) }, Client::Tools, family)?;
-        counted.drew(20)?;
-        ensure!(counted.choices == [5; BACKENDS], "20 sockets: {:?}", counted.choices);
-        ensure!(counted.arrivals.iter().sum::<u64>() == 12_000, "{:?} arrived", counted.arrivals);
+        Ok(())
+    }
 
+    fn sockets_keep_their_flows(&mut self, family: Family) -> Result<()> {
+        for selector in ["rr", "nth"] {
+            self.configure(Method { selector, schedule: Schedule::PerFlow, weights: None })?;
+            let port = Some(self.fresh_ports(Client::Tools, family, 20)?.start);
+            let load = Dnsperf { clients: 20, port, threads: 2, ..Dnsperf::to(frontend(family, 0)) };
+            let counted = self.load(&[vec![load]], Client::Tools, family)?;
+            counted.drew(20)?;
+            ensure!(counted.choices == [5; BACKENDS], "{selector}, 20 sockets: {:?}", counted.choices);
+            ensure!(counted.arrivals.iter().sum::<u64>() == 12_000, "{:?} arrived", counted.arrivals);
+        }
+        Ok(())
+    }
+
+    fn dig_is_spread(&mut self, family: Family) -> Result<()> {
+        for selector in ["rr", "nth"] {
+            for schedule in [Schedule::PerFlow, Schedule::PerPacket] {
+                self.configure(Method { selector, schedule, weights: None })?;
+                self.dig_eight_times(schedule.client(Client::Tools), family)
+                    .with_context(|| format!("{selector}, {schedule:?}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn dig_eight_times(&mut self, client: Client, family: Family) -> Result<()> {
         let before = self.count(family, "udp")?;
-        let ports = self.fresh_ports(Client::Tools, family, 8)?;
-        // Their own ports, below those that the kernel gave to dnsperf.
-        ensure!(ports.end < 32_768, "ports {ports:?}");
-        let host = &self.lab.clients()[Client::Tools as usize];
+        let ports = self.fresh_ports(client, family, 8)?;
+        let host = &self.lab.clients()[client as usize];
         let own = if family == Family::V4 { host.v4 } else { host.v6 };
         let mut answered = BTreeMap::new();
         for port in ports {
-            let answer = dig::ask(&host.namespace, server, WHO, &["-b", &format!("{own}#{port}")])?;
+            let answer = dig::ask(&host.namespace, frontend(family, 0), WHO, &["-b", &format!("{own}#{port}")])?;
+            ensure!(!answer.over_tcp && answer.status == "NOERROR", "{answer:?}");
             *answered.entry(answer.texts.concat()).or_insert(0) += 1;
         }
         let counted = self.count(family, "udp")?.since(&before);
@@ -184,16 +221,22 @@ impl Stage {
     }
 
     fn connections_are_spread(&mut self, family: Family) -> Result<()> {
-        self.configure(Method { selector: "rr", schedule: Schedule::PerFlow, weights: None })?;
-        let before = self.count(family, "tcp")?;
-        let client = &self.lab.clients()[Client::Tools as usize].namespace;
-        for number in 0..12 {
-            let answer = dig::tcp(client, frontend(family, number), WHO)?;
-            ensure!(answer.over_tcp && answer.status == "NOERROR", "{answer:?}");
+        for selector in ["rr", "nth"] {
+            self.configure(Method { selector, schedule: Schedule::PerFlow, weights: None })?;
+            let before = self.count(family, "tcp")?;
+            let client = &self.lab.clients()[Client::Tools as usize].namespace;
+            let mut answered = BTreeMap::new();
+            for number in 0..12 {
+                let answer = dig::tcp(client, frontend(family, number), WHO)?;
+                ensure!(answer.over_tcp && answer.status == "NOERROR", "{answer:?}");
+                *answered.entry(answer.texts.concat()).or_insert(0) += 1;
+            }
+            let counted = self.count(family, "tcp")?.since(&before);
+            counted.drew(12)?;
+            let is_even = counted.choices == [3; BACKENDS] && counted.arrivals == [3; BACKENDS];
+            ensure!(is_even, "{selector}: {counted:?}");
+            ensure!(answered.len() == BACKENDS && answered.values().all(|count| *count == 3), "{answered:?}");
         }
-        let counted = self.count(family, "tcp")?.since(&before);
-        counted.drew(12)?;
-        ensure!(counted.choices == [3; BACKENDS] && counted.arrivals == [3; BACKENDS], "{counted:?}");
         Ok(())
     }
 }
@@ -345,13 +388,55 @@ impl Stage {
         Ok((answered, answers))
     }
 
-    /// Runs dnsperf to its end: all is answered.
-    fn load(&self, load: Dnsperf, client: Client, family: Family) -> Result<Count> {
+    /// What dnsperf is to do on each CPU, one after the other, to make so many new choices.
+    fn lanes(
+        &mut self,
+        schedule: Schedule,
+        client: Client,
+        family: Family,
+        cpus: usize,
+        count: usize,
+    ) -> Result<Vec<Vec<Dnsperf>>> {
+        self.runs += 1;
+        let server = frontend(family, self.runs);
+        let share = count / cpus;
+        // Few queries are over before the other CPU has begun: they are spread over 200 ms.
+        let rate = (cpus > 1 && share < 5000).then_some(share * 5);
+        let lane = |cpu| -> Result<Vec<Dnsperf>> {
+            let start = Dnsperf { cpu: Some(cpu), rate, outstanding: 64, ..Dnsperf::to(server) };
+            if schedule == Schedule::PerPacket {
+                let port = Some(self.fresh_ports(client, family, 1)?.start);
+                return Ok(vec![Dnsperf { port, end: End::Queries(share), ..start }]);
+            }
+            // As many dnsperfs as it takes for a socket of its own to each query.
+            let ports = self.fresh_ports(client, family, share)?;
+            let next = ports.clone().step_by(MOST_SOCKETS);
+            Ok(next
+                .map(|port| {
+                    let clients = usize::from(ports.end - port).min(MOST_SOCKETS);
+                    Dnsperf { clients, port: Some(port), end: End::Queries(clients), ..start }
+                })
+                .collect())
+        };
+        (0..cpus).map(lane).collect()
+    }
+
+    /// Runs dnsperf to its end on all lanes at once: all is answered.
+    fn load(&self, lanes: &[Vec<Dnsperf>], client: Client, family: Family) -> Result<Count> {
+        let namespace = &self.lab.clients()[client as usize].namespace;
         let before = self.count(family, "udp")?;
-        let report = load.run(&self.lab, &self.lab.clients()[client as usize].namespace)?;
+        let reports = thread::scope(|scope| {
+            let run = |lane: &Vec<Dnsperf>| lane.iter().map(|load| load.run(&self.lab, namespace)).collect();
+            let running: Vec<_> = lanes.iter().map(|lane| scope.spawn(move || run(lane))).collect();
+            let ended = running.into_iter().map(|lane| lane.join().expect("no lane panics"));
+            ended.collect::<Result<Vec<Vec<_>>>>()
+        })?;
         let counted = self.count(family, "udp")?.since(&before);
-        if (report.sent, report.completed, report.lost) != (12_000, 12_000, 0) {
-            bail!("{report:?}: {}", self.clues(&counted)?);
+        for (load, report) in lanes.iter().flatten().zip(reports.iter().flatten()) {
+            let is_answered = (report.completed, report.lost) == (report.sent, 0);
+            if !is_answered || load.end != End::Queries(report.sent) {
+                bail!("{load:?}, {report:?}: {}", self.clues(&counted)?);
+            }
         }
         Ok(counted)
     }
@@ -469,8 +554,8 @@ impl Count {
     }
 }
 
-/// A DNS service on all addresses of `eth3`, with room for the flows of all trials: they are a quarter of a million, and
-/// none of them expires within 30 s.
+/// A DNS service on all addresses of `eth3`, with room for the flows of all trials: they are less than half a million,
+/// and none of them expires within 30 s.
 fn configuration(lab: &Lab, method: Method) -> String {
     let backends = lab.backends().iter().enumerate().flat_map(|(index, host)| {
         [host.v4, host.v6].map(|address| match method.weights {

@@ -144,7 +144,8 @@ fn million_choices() -> Result<()> {
             slots_start: 0,
             slots_count: rules.len() as u32,
             service: ServiceId(1),
-            zero: [0; 10],
+            others_count: 0,
+            zero: [0; 9],
         };
         let (cpu, cursor) = (Cpu::new(&maps, 1), Word::new(0));
         let chooser = Chooser::new(&policy, &cursor, &maps.slots, &cpu).context("a policy of a known kind")?;

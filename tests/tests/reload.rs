@@ -7,12 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use testbed::{
-    bind::Bind,
+    bind::{self, Bind},
     capture::{self, Capture},
     crowd::{self, Crowd},
-    curl::{self, Download},
+    curl::Download,
     evenkeel::Evenkeel,
     harness::{Needs, run, trial},
     lab::{Lab, Layout},
@@ -41,12 +41,13 @@ fn fifty_reloads() -> Result<()> {
     let _servers = (Bind::start_all(&lab)?, Nginx::start_all(&lab)?);
     let mut weights: Vec<(usize, u32)> = (0..4).map(|backend| (backend, 1)).collect();
     let mut evenkeel = Evenkeel::start(&lab, &crowd::configuration(&lab, &weights))?;
-    let captures = lab.backends().iter().map(|host| Capture::start(&lab, &host.namespace, "eth0", "udp dst port 53"));
+    let filter = bind::PORTS.map(|port| format!("udp dst port {port}")).join(" or ");
+    let captures = lab.backends().iter().map(|host| Capture::start(&lab, &host.namespace, "eth0", &filter));
     let captures = captures.collect::<Result<Vec<_>>>()?;
-    let downloads = start_downloads(&lab)?;
+    let mut downloads = start_downloads(&lab)?;
 
     let begin = Instant::now();
-    let crowd = Crowd::start(&lab, LOAD)?;
+    let mut crowd = Crowd::start(&lab, LOAD)?;
     let mut removals = Removals::default();
     for number in 0..RELOADS {
         // Spread over the load, with some of it before and after.
@@ -65,7 +66,9 @@ fn fifty_reloads() -> Result<()> {
         }
         removals.begin(&weights);
     }
-    let tally = crowd.finish()?;
+    ensure!(crowd.is_asking()?, "a client has ended before the last reload, {:?} after its start", begin.elapsed());
+    downloads.iter_mut().try_for_each(Download::still_runs).context("before the last reload")?;
+    let tallies = crowd.finish()?;
     removals.end();
     for (download, number) in downloads.into_iter().zip(1..) {
         let body = download.finish()?;
@@ -73,24 +76,24 @@ fn fifty_reloads() -> Result<()> {
     }
     let seen = captures.into_iter().map(Capture::finish).collect::<Result<Vec<_>>>()?;
     removals.check(&seen)?;
-    tally.check()
+    crowd::check(&tallies, &lab)
 }
 
-/// One download from each backend, slow enough to last as long as the load.
+/// One download from each backend over each family, slow enough to last as long as the load.
 fn start_downloads(lab: &Lab) -> Result<Vec<Download>> {
     let directory = lab.directory("downloads")?;
-    let rate = nginx::LARGE / LOAD as usize;
-    let url = curl::url(crowd::WEB, "/large");
-    let start = |number: usize| {
-        let file = directory.join(format!("large{number}"));
-        let download = Download::start(&lab.client().namespace, &url, rate, file.clone())?;
-        wait_until("the download has begun", Duration::from_secs(5), || Ok(file.exists()))?;
-        Ok(download)
-    };
-    let downloads = (0..lab.backends().len()).map(start).collect::<Result<Vec<_>>>()?;
-    for host in lab.backends() {
-        let connections = host.namespace.sh("ss -Htn state established sport = :80")?;
-        ensure!(connections.lines().count() == 1, "the downloads are spread: {connections}");
+    let rate = nginx::LARGE / (LOAD as usize + 5);
+    let mut downloads = Vec::new();
+    for (frontend, family) in crowd::WEB.into_iter().zip(["-4", "-6"]) {
+        for number in 0..lab.backends().len() {
+            let file = directory.join(format!("large{family}-{number}"));
+            downloads.push(Download::start(&lab.client().namespace, frontend, rate, file.clone())?);
+            wait_until("the download has begun", Duration::from_secs(5), || Ok(file.exists()))?;
+        }
+        for host in lab.backends() {
+            let connections = host.namespace.sh(&format!("ss -Htn {family} state established sport = :80"))?;
+            ensure!(connections.lines().count() == 1, "the downloads are spread: {connections}");
+        }
     }
     Ok(downloads)
 }

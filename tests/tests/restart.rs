@@ -1,15 +1,18 @@
 //! The controller dies, comes back, goes, is refused: packets flow on the last good state all the while.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, process::ExitCode, thread, time::Duration};
+use std::{
+    collections::BTreeMap, fs, net::SocketAddr, ops::Range, os::unix::fs::PermissionsExt as _, process::ExitCode,
+    thread, time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_userspace::dataplane::{attach::Direction, sys};
 use serde_json::Value;
 use testbed::{
-    ask::Ask,
+    ask::{Answers, Ask},
     bind::Bind,
-    crowd::{self, Crowd, FLOWS, PACKETS},
-    curl::{self, Download},
+    crowd::{self, Crowd, FLOWS, PACKETS, UDP},
+    curl::Download,
     engine::Engine,
     evenkeel::{Evenkeel, find_program},
     harness::{on_root, run},
@@ -29,14 +32,20 @@ fn main() -> ExitCode {
     ])
 }
 
+/// How many seconds the load lasts at least: for two kills and two starts, and some more.
+const LOAD: u64 = 10;
+
 fn killed_under_load() -> Result<()> {
     let lab = Lab::up(Layout::default())?;
     let _servers = (Bind::start_all(&lab)?, Nginx::start_all(&lab)?);
     let mut evenkeel = Evenkeel::start(&lab, &configuration(&lab))?;
-    let file = lab.directory("downloads")?.join("large");
-    let url = curl::url(crowd::WEB, "/large");
-    let download = Download::start(&lab.client().namespace, &url, nginx::LARGE / 8, file)?;
-    let crowd = Crowd::start(&lab, 8)?;
+    let directory = lab.directory("downloads")?;
+    let start = |frontend: SocketAddr| {
+        let (rate, file) = (nginx::LARGE / (LOAD as usize + 2), directory.join(format!("large-{}", frontend.ip())));
+        Download::start(&lab.client().namespace, frontend, rate, file)
+    };
+    let mut downloads = crowd::WEB.into_iter().map(start).collect::<Result<Vec<_>>>()?;
+    let mut crowd = Crowd::start(&lab, LOAD)?;
     for _ in 0..2 {
         // Load while it runs, and while none does.
         thread::sleep(Duration::from_millis(1500));
@@ -47,8 +56,12 @@ fn killed_under_load() -> Result<()> {
         let opening = evenkeel.status()?["opening"].clone();
         ensure!(opening == "adopted from an earlier controller", "{opening}");
     }
-    crowd.finish()?.check()?;
-    ensure!(download.finish()? == nginx::large(), "the download has other bytes");
+    ensure!(crowd.is_asking()?, "a client has ended before the last start");
+    downloads.iter_mut().try_for_each(Download::still_runs).context("before the last start")?;
+    crowd::check(&crowd.finish()?, &lab)?;
+    for download in downloads {
+        ensure!(download.finish()? == nginx::large(), "the download has other bytes");
+    }
     Ok(())
 }
 
@@ -58,24 +71,28 @@ fn everything_outlives_the_controller() -> Result<()> {
     let mut evenkeel = Evenkeel::start(&lab, &configuration(&lab))?;
     let client = &lab.client().namespace;
     let ports = 20_000..20_100;
+    let all = |asks: [Ask; 2]| asks.iter().map(|ask| ask.run(client)).collect::<Result<Vec<Answers>>>();
+    let new_choices = |ports: Range<u16>| all(FLOWS.map(|frontend| Ask::from_each_port(frontend, ports.clone())));
     // Not a multiple of the backends: a cursor that began anew would show.
-    let new_choices = |ports| Ask::from_each_port(FLOWS, ports).run(client);
-    let packets = || Ask::from_one_socket(PACKETS, 33).run(client);
-    let first = [new_choices(ports.clone())?, packets()?];
+    let packets = || all(PACKETS.map(|frontend| Ask::from_one_socket(frontend, 33)));
+    let both = |ports| -> Result<_> { Ok([new_choices(ports)?, packets()?]) };
+    let first = both(ports.clone())?;
     let before = counted(&evenkeel)?;
     evenkeel.kill();
-    let orphaned = [new_choices(20_100..20_133)?, packets()?];
+    let orphaned = both(20_100..20_133)?;
     let kept = new_choices(ports.clone())?;
     evenkeel.restart()?;
     let after = counted(&evenkeel)?;
-    let adopted = [new_choices(20_133..20_166)?, packets()?];
+    let adopted = both(20_133..20_166)?;
     let kept_again = new_choices(ports)?;
 
-    ensure!(kept.by_query == first[0].by_query, "flows have other backends without a controller");
-    ensure!(kept_again.by_query == first[0].by_query, "flows have other backends after its restart");
-    let mut shares = [[0; 4]; 2];
+    for ((first, kept), kept_again) in first[0].iter().zip(&kept).zip(&kept_again) {
+        ensure!(kept.by_query == first.by_query, "flows have other backends without a controller");
+        ensure!(kept_again.by_query == first.by_query, "flows have other backends after its restart");
+    }
+    let mut shares = [[0; 4]; UDP.len()];
     for part in [&first, &orphaned, &adopted] {
-        for (answers, share) in part.iter().zip(&mut shares) {
+        for (answers, share) in part.iter().flatten().zip(&mut shares) {
             ensure!(answers.is_clean(), "{} unanswered, {} of strangers", answers.unanswered(), answers.wrong_source);
             for (sum, count) in share.iter_mut().zip(answers.of_backends(4)) {
                 *sum += count;
@@ -90,18 +107,20 @@ fn everything_outlives_the_controller() -> Result<()> {
         ensure!(after.get(name) >= Some(count), "{name} was {count}, and is {:?}", after.get(name));
     }
     // 100 flows and 33 packets before, 33 of each without a controller.
-    let tickets: u64 = after.iter().filter(|(name, _)| name.ends_with("tickets")).map(|(_, count)| count).sum();
-    ensure!(tickets == 100 + 33 + 33 + 33, "{after:?}");
+    for (frontend, expected) in UDP.into_iter().zip([100 + 33, 100 + 33, 33 + 33, 33 + 33]) {
+        let tickets = after.get(&format!("{frontend}/udp tickets")).copied();
+        ensure!(tickets == Some(expected), "{frontend}: {tickets:?} tickets: {after:?}");
+    }
     Ok(())
 }
 
-/// Everything that is counted, by the names of services and backends.
+/// Everything that is counted, by the frontends of services and the addresses of backends.
 fn counted(evenkeel: &Evenkeel) -> Result<BTreeMap<String, u64>> {
     let listing = evenkeel.ls(&["--stats"])?;
     let mut counted = BTreeMap::new();
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     for service in list(&listing["services"]) {
-        let name = service["name"].as_str().context("a name")?;
+        let name = service["frontends"][0].as_str().context("a frontend")?;
         counted.insert(format!("{name} tickets"), service["tickets"].as_u64().context("tickets")?);
         for backend in list(&service["backends"]) {
             for what in ["choices", "packets_in", "bytes_in", "packets_out", "bytes_out"] {
@@ -181,8 +200,10 @@ fn detach_takes_away_what_is_ours() -> Result<()> {
     ensure!(before == after, "rules or settings are not as they were:\n{before}\n{after}");
     ensure!(evenkeel.detach()? == "nothing was there\n", "a second time there is nothing to do");
     // What the engine drops is dropped again: nothing of ours lets it pass.
-    let unbalanced = Ask::from_one_socket(FLOWS, 4).patience(Duration::from_millis(300));
-    ensure!(unbalanced.run(&lab.client().namespace)?.answered() == 0);
+    for frontend in FLOWS {
+        let unbalanced = Ask::from_one_socket(frontend, 4).patience(Duration::from_millis(300));
+        ensure!(unbalanced.run(&lab.client().namespace)?.answered() == 0, "{frontend} answers");
+    }
     Ok(())
 }
 
@@ -214,8 +235,10 @@ fn not_root() -> Result<()> {
     let lab = Lab::up(Layout { backends: 2, ..Layout::default() })?;
     let _servers = Bind::start_all(&lab)?;
     let evenkeel = Evenkeel::start(&lab, &configuration(&lab))?;
-    // A copy in the open: the build's folder may be closed to others.
-    let program = lab.directory("open")?.join("evenkeel");
+    // A copy in the open: the build's folder may be closed to others, as the lab's is.
+    let directory = lab.directory("open")?;
+    fs::set_permissions(directory.parent().context("the lab's")?, fs::Permissions::from_mode(0o711))?;
+    let program = directory.join("evenkeel");
     fs::copy(find_program()?, &program)?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
     let configuration = evenkeel.configuration();
@@ -266,9 +289,9 @@ fn configuration(lab: &Lab) -> String {
     crowd::configuration(lab, &weights)
 }
 
-/// Both UDP services answer.
+/// Both UDP services answer, over both families.
 fn all_answered(lab: &Lab) -> Result<()> {
-    for frontend in [FLOWS, PACKETS] {
+    for frontend in UDP {
         let answers = Ask::from_one_socket(frontend, 50).run(&lab.client().namespace)?;
         ensure!(
             answers.is_clean(),

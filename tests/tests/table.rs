@@ -2,7 +2,7 @@
 
 use std::{process::ExitCode, thread};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lb_common::reason::Reason;
 use lb_userspace::{
     capacity::Capacity,
@@ -10,11 +10,8 @@ use lb_userspace::{
     plan::Plan,
     settings::Limits,
 };
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
 use testbed::{
+    ask::{allowed_cpus, pin},
     cases::{DEFAULT_WAY, Machine, Outcome, kernel, planned},
     harness::{Needs, run, trial},
     packet::{Packet, eth},
@@ -63,14 +60,17 @@ fn port(n: u32) -> u16 {
 
 fn same_flows() -> Result<()> {
     const FLOWS: u32 = 1_000_000;
+    let cpus = allowed_cpus()?;
+    let [first, second, ..] = cpus[..] else { bail!("two CPUs to begin flows on, but only {} here", cpus.len()) };
     let mut machine = machine(FLOWS)?;
     let bpf = machine.bpf();
     thread::scope(|scope| {
-        let cpus: Vec<_> = (0..2)
+        let cpus: Vec<_> = [first, second]
+            .into_iter()
             .map(|cpu| {
                 let bpf = &*bpf;
                 scope.spawn(move || -> Result<()> {
-                    stay_on(cpu)?;
+                    pin(cpu)?;
                     for n in 0..FLOWS {
                         let (verdict, _) =
                             bpf.run_once(Program::IngressClients, &to_frontend(n).udp(port(n), 53).bytes())?;
@@ -113,9 +113,13 @@ fn flood() -> Result<()> {
         machine.bpf().run_once(Program::IngressClients, &to_frontend(n).tcp(port(n), 53).flags(ACK).bytes())?;
     }
     for n in LIVE..LIVE + FLOOD {
-        let (_, _) =
+        let (verdict, _) =
             machine.bpf().run_once(Program::IngressClients, &to_frontend(n).tcp(port(n), 53).flags(SYN).bytes())?;
+        // A half-open flow makes room for the next one, and no two buckets are full of the established ones.
+        ensure!(verdict == REDIRECT, "the flood's connection {n} came to verdict {verdict}");
     }
+    let begun: u64 = machine.bpf().counters()?.services.values().map(|service| service.tickets).sum();
+    ensure!(begun == u64::from(LIVE + FLOOD), "{begun} flows were begun");
     for n in 0..LIVE {
         let (verdict, _) =
             machine.bpf().run_once(Program::IngressClients, &to_frontend(n).tcp(port(n), 53).flags(ACK).bytes())?;
@@ -130,9 +134,3 @@ fn flood() -> Result<()> {
 
 /// The verdict of a packet that is sent on past the stack.
 const REDIRECT: i32 = 7;
-
-fn stay_on(cpu: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu % thread::available_parallelism()?.get())?;
-    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
-}

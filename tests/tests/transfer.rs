@@ -1,5 +1,5 @@
-//! TCP through Evenkeel: 20 MB down and 20 MB up, byte for byte, while 1000 short connections run beside; by each way,
-//! over both families, at two MTUs, and wherever checksums and segments are finished.
+//! TCP through Evenkeel: 20 MB down and 20 MB up, byte for byte, again and again while 1000 short connections run
+//! beside; by each way, over both families, at two MTUs, and wherever checksums and segments are finished.
 
 use std::{net::SocketAddr, process::ExitCode, thread};
 
@@ -82,7 +82,7 @@ fn from_the_balancer_itself() -> Result<()> {
     let configuration = configuration(&hosts, "auto").replace("port = 80", "port = 8080");
     let evenkeel = Evenkeel::start(&lab, &configuration)?;
     evenkeel.wait_for_way("stack")?;
-    let mut stage = Stage { servers, evenkeel, large: large(), transfers: 0, port: 8080, hosts, lab };
+    let mut stage = Stage { servers, evenkeel, large: large(), port: 8080, hosts, lab };
     for offloads in OFFLOADS {
         stage.lab.set_offloads(offloads)?;
         stage.transfer_over_both_families().with_context(|| format!("offloads {offloads:?}"))?;
@@ -95,7 +95,6 @@ struct Stage {
     servers: Vec<Nginx>,
     evenkeel: Evenkeel,
     large: Vec<u8>,
-    transfers: usize,
     /// Of the frontends.
     port: u16,
     hosts: Vec<Host>,
@@ -109,7 +108,7 @@ impl Stage {
         let hosts = lab.backends().to_vec();
         let evenkeel = Evenkeel::start(&lab, &configuration(&hosts, way))?;
         evenkeel.wait_for_way(way)?;
-        Ok(Self { servers, evenkeel, large: large(), transfers: 0, port: 80, hosts, lab })
+        Ok(Self { servers, evenkeel, large: large(), port: 80, hosts, lab })
     }
 
     fn go_by(&mut self, way: &str) -> Result<()> {
@@ -118,7 +117,7 @@ impl Stage {
     }
 
     /// Down, up and the short connections at once, over one family after the other; no checksum is wrong meanwhile.
-    fn transfer_over_both_families(&mut self) -> Result<()> {
+    fn transfer_over_both_families(&self) -> Result<()> {
         let before = self.checksum_errors()?;
         for frontend in [FRONTENDS[0], FRONTENDS[1]] {
             self.transfer((frontend, self.port).into()).with_context(|| frontend.to_string())?;
@@ -128,22 +127,38 @@ impl Stage {
         Ok(())
     }
 
-    fn transfer(&mut self, server: SocketAddr) -> Result<()> {
-        self.transfers += 1;
-        let name = format!("n{}", self.transfers);
-        let (client, file) = (&self.lab.client().namespace, self.lab.directory("nginx")?.join("large"));
-        thread::scope(|scope| {
-            let down = scope.spawn(|| curl::get(client, &curl::url(server, "/large")));
-            let up = scope.spawn(|| curl::put(client, &file, &curl::url(server, &format!("/up/{name}"))));
-            let short = curl::short_connections_at_once(client, server, "/who", SHORT, 2)?;
-            let down = down.join().expect("no client panics").context("down")?;
-            up.join().expect("no client panics").context("up")?;
-            ensure!(down == self.large, "other bytes came down");
-            ensure!(short.values().sum::<usize>() == SHORT, "short connections: {short:?}");
-            ensure!(short.len() == self.servers.len(), "not all servers were asked: {short:?}");
-            Ok(())
+    /// Down and up again and again, until so many short connections have run beside.
+    fn transfer(&self, server: SocketAddr) -> Result<()> {
+        let client = &self.lab.client().namespace;
+        let ((), short) = curl::short_connections_beside(client, server, "/who", 2, |beside| {
+            let enough = beside.done()? + SHORT;
+            thread::scope(|scope| {
+                let up = scope.spawn(|| {
+                    while beside.done()? < enough {
+                        self.upload(server)?;
+                    }
+                    Ok(())
+                });
+                let down = || {
+                    while beside.done()? < enough {
+                        let body = curl::get(client, &curl::url(server, "/large"))?;
+                        ensure!(body == self.large, "other bytes came down");
+                    }
+                    Ok(())
+                };
+                let (down, up): (Result<()>, Result<()>) = (down(), up.join().expect("no client panics"));
+                down.context("down").and(up.context("up"))
+            })
         })?;
-        let uploads = self.servers.iter().map(|nginx| nginx.take_upload(&name)).collect::<Result<Vec<_>>>()?;
+        ensure!(short.values().sum::<usize>() >= SHORT, "short connections: {short:?}");
+        ensure!(short.len() == self.servers.len(), "not all servers were asked: {short:?}");
+        Ok(())
+    }
+
+    fn upload(&self, server: SocketAddr) -> Result<()> {
+        let file = self.lab.directory("nginx")?.join("large");
+        curl::put(&self.lab.client().namespace, &file, &curl::url(server, "/up/large"))?;
+        let uploads = self.servers.iter().map(|nginx| nginx.take_upload("large")).collect::<Result<Vec<_>>>()?;
         let uploads: Vec<_> = uploads.into_iter().flatten().collect();
         ensure!(uploads.len() == 1, "{} servers have the upload", uploads.len());
         ensure!(uploads[0] == self.large, "other bytes went up");
@@ -168,7 +183,7 @@ impl Stage {
     }
 }
 
-/// How many short connections run beside.
+/// How many short connections run beside the transfers.
 const SHORT: usize = 1000;
 
 fn configuration(hosts: &[Host], way: &str) -> String {

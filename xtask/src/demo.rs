@@ -16,7 +16,7 @@ pub(crate) struct Arguments {
     /// Leaves the lab up and says what to try next
     #[arg(long)]
     keep: bool,
-    /// Removes the labs that were left up
+    /// Removes the labs that were left up, by a demo that was killed too
     #[arg(long, conflicts_with = "keep")]
     down: bool,
 }

@@ -1,6 +1,6 @@
 //! The life of a flow: pure functions from a state and a packet to the next state.
 
-use lb_common::{addr::Protocol, flow::FlowState};
+use lb_common::{addr::Protocol, backend::BackendState, flow::FlowState};
 
 use crate::wire::TcpFlags;
 
@@ -56,16 +56,20 @@ pub const fn next(state: FlowState, from: From, flags: TcpFlags) -> FlowState {
     }
 }
 
-/// Whether a packet from the client opens the conversation anew: the client reuses the port of a connection that is over.
+/// Whether a packet from the client opens the conversation anew: the client reuses the port of a connection that is over,
+/// or opens one with a backend that gets no new ones any more.
+///
+/// A SYN repeated to a drained backend is no new connection. One that was answered is left alone: its answer may be under
+/// way.
 #[inline(always)]
-pub const fn opens_anew(state: FlowState, flags: TcpFlags) -> bool {
+pub const fn opens_anew(state: FlowState, flags: TcpFlags, backend: BackendState) -> bool {
     match state {
         FlowState::ClientClosed | FlowState::BackendClosed | FlowState::Closing => flags.opens(),
+        FlowState::HalfOpen => flags.opens() && matches!(backend, BackendState::UdpGone),
+        FlowState::Established => flags.opens() && matches!(backend, BackendState::UdpGone | BackendState::Drain),
         FlowState::Free
         | FlowState::Busy
-        | FlowState::HalfOpen
         | FlowState::Answered
-        | FlowState::Established
         | FlowState::Udp
         | FlowState::UdpAnswered
         | FlowState::UdpAssured
@@ -123,9 +127,21 @@ mod tests {
     fn a_connection_that_is_over_opens_anew_by_a_syn_only() {
         for state in FlowState::ALL {
             let is_over = [FlowState::ClientClosed, FlowState::BackendClosed, FlowState::Closing].contains(&state);
-            assert_eq!(opens_anew(state, TcpFlags(SYN)), is_over, "{state:?}");
-            assert!(!opens_anew(state, TcpFlags(ACK)), "{state:?}");
+            assert_eq!(opens_anew(state, TcpFlags(SYN), BackendState::Use), is_over, "{state:?}");
+            for backend in BackendState::ALL {
+                assert!(!opens_anew(state, TcpFlags(ACK), backend), "{state:?}");
+            }
         }
+    }
+
+    #[test]
+    fn a_backend_that_leaves_gets_no_connection_that_opens() {
+        let opens = |state, backend| opens_anew(state, TcpFlags(SYN), backend);
+        assert!(opens(FlowState::HalfOpen, BackendState::UdpGone));
+        assert!(opens(FlowState::Established, BackendState::UdpGone));
+        assert!(opens(FlowState::Established, BackendState::Drain));
+        assert!(!opens(FlowState::HalfOpen, BackendState::Drain));
+        assert!(!opens(FlowState::Answered, BackendState::UdpGone));
     }
 
     #[test]

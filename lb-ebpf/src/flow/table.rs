@@ -4,7 +4,7 @@
 //! who made it busy: a race of a hit and an eviction has one winner. Inserts of one client are serialised by a lock.
 
 use lb_common::{
-    backend::{BackendId, EndpointId},
+    backend::{BackendId, BackendState, EndpointId},
     flow::{Client, Entry, FlowState, LOCKS, Tick, WAYS, Word},
     hash::{Place, flow_place},
     reason::Reason,
@@ -67,10 +67,10 @@ impl Found<'_> {
         }
     }
 
-    /// Whether a packet of the client opens the conversation anew.
+    /// Whether a packet of the client opens the conversation anew, its backend being in this state.
     #[inline(always)]
-    pub fn opens_anew(&self, flags: TcpFlags) -> bool {
-        state::opens_anew(self.word.state(), flags)
+    pub fn opens_anew(&self, flags: TcpFlags, backend: BackendState) -> bool {
+        state::opens_anew(self.word.state(), flags, backend)
     }
 
     /// Takes the flow out of the table, its backend having heard nothing of it.

@@ -90,14 +90,92 @@ fn the_version_is_that_of_the_ethertype() {
 
 #[test]
 fn an_ipv4_header_shorter_than_its_least_is_malformed() {
-    assert_eq!(with_byte(&sample(Family::V4, Protocol::UDP), IP_OFFSET, 0x44), Some(Reason::Malformed));
+    // The port would be read as the length of UDP, and be a sound one.
+    let sample = Datagram { source: (addr("10.9.0.1"), 12), ..sample(Family::V4, Protocol::UDP) };
+    assert_eq!(with_byte(&sample, IP_OFFSET, 0x44), Some(Reason::Malformed));
 }
 
 #[test]
 fn an_ipv4_packet_shorter_than_its_header_is_malformed() {
     let sample = sample(Family::V4, Protocol::UDP);
     assert_eq!(with_byte(&sample, IP_OFFSET + 3, 19), Some(Reason::Malformed));
-    assert_eq!(with_byte(&sample, IP_OFFSET + 3, 0), None, "a merged packet's length may be zero");
+    assert_eq!(with_byte(&sample, IP_OFFSET + 3, 0), Some(Reason::Malformed));
+}
+
+#[test]
+fn a_length_of_zero_stands_for_more_than_the_field_can_say() {
+    for (family, _) in HEADERS {
+        let mut bytes = sample(family, Protocol::TCP).bytes();
+        let field = if family == Family::V4 { IP_OFFSET + 2 } else { IP_OFFSET + 4 };
+        bytes[field..field + 2].fill(0);
+        assert!(reason(bytes.clone()).is_some(), "{family}");
+        bytes.resize(IP_OFFSET + 70_000, 0);
+        assert_eq!(reason(bytes), None, "{family}: segments merged by the device");
+    }
+}
+
+#[test]
+fn padding_of_the_link_is_no_part_of_the_packet() {
+    for (family, headers) in HEADERS {
+        for (protocol, least) in [(Protocol::UDP, 8), (Protocol::TCP, 20)] {
+            let mut bytes = sample(family, protocol).bytes();
+            let tell = |bytes: &mut Vec<u8>, inside: usize| match family {
+                Family::V4 => bytes[IP_OFFSET + 3] = 20 + inside as u8,
+                Family::V6 => bytes[IP_OFFSET + 5] = inside as u8,
+            };
+            bytes.resize(headers + 60, 0);
+            tell(&mut bytes, least - 1);
+            assert_eq!(reason(bytes.clone()), Some(Reason::Truncated), "{family}, {protocol}");
+            tell(&mut bytes, least + 3);
+            assert_eq!(reason(bytes.clone()), None, "{family}, {protocol}");
+            // What its own header says is more than there is.
+            match protocol {
+                Protocol::TCP => bytes[headers + 12] = 6 << 4,
+                Protocol(_) => bytes[headers + 5] = 12,
+            }
+            assert_eq!(reason(bytes), Some(Reason::Malformed), "{family}, {protocol}");
+        }
+    }
+}
+
+#[test]
+fn a_first_fragment_may_end_before_its_datagram_does() {
+    for (family, headers) in HEADERS {
+        let part = Part { identification: 7, offset: 0, has_more: true };
+        let first = Datagram { part: Some(part), ..sample(family, Protocol::UDP) };
+        let header = if family == Family::V4 { headers } else { headers + 8 };
+        assert_eq!(with_byte(&first, header + 4, 9), None, "{family}");
+    }
+}
+
+#[test]
+fn an_ipv6_packet_between_mapped_addresses_is_malformed() {
+    let sample = sample(Family::V6, Protocol::UDP);
+    for at in [IP_OFFSET + 8, IP_OFFSET + 24] {
+        let mut bytes = sample.bytes();
+        bytes[at..at + 12].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]);
+        assert_eq!(reason(bytes), Some(Reason::Malformed));
+    }
+}
+
+#[test]
+fn a_packet_that_goes_on_from_here_is_not_for_a_backend() {
+    let sample = Datagram { extensions: vec![43], ..sample(Family::V6, Protocol::UDP) };
+    assert_eq!(with_byte(&sample, IP_OFFSET + 40 + 3, 0), None);
+    assert_eq!(with_byte(&sample, IP_OFFSET + 40 + 3, 1), Some(Reason::ExtensionHeaders));
+}
+
+#[test]
+fn fragments_of_one_datagram_have_one_key_though_options_come_before_its_ports() {
+    let part = |offset| Some(Part { identification: 7, offset, has_more: true });
+    let first = Datagram { part: part(0), ..sample(Family::V6, Protocol::UDP) };
+    let mut bytes = Datagram { payload: vec![0; 16], part: part(8), ..sample(Family::V6, Protocol::UDP) }.bytes();
+    bytes[IP_OFFSET + 40] = 60;
+    let later = parse(&MemoryPacket { bytes: bytes.clone() }).expect("it is sound");
+    assert_eq!(later.fragment, Fragment::Later);
+    assert_eq!(later.fragment_key(), parse(&first.packet()).expect("it is sound").fragment_key());
+    bytes[IP_OFFSET + 40] = 58;
+    assert_eq!(reason(bytes), Some(Reason::NotOurs), "of ICMPv6");
 }
 
 #[test]
@@ -113,7 +191,7 @@ fn a_udp_length_below_its_header_is_malformed() {
         let sample = sample(family, Protocol::UDP);
         assert_eq!(with_byte(&sample, headers + 5, 7), Some(Reason::Malformed));
         assert_eq!(with_byte(&sample, headers + 5, 8), None);
-        assert_eq!(with_byte(&sample, headers + 5, 0), None, "a merged packet's length may be zero");
+        assert_eq!(with_byte(&sample, headers + 5, 0), Some(Reason::Malformed));
     }
 }
 

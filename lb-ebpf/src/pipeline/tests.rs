@@ -4,7 +4,7 @@ use std::{net::IpAddr, vec, vec::Vec};
 
 use lb_common::{
     addr::{Addr, Family, Port},
-    backend::EndpointId,
+    backend::{Backend, EndpointId},
     selector::Slot,
     service::{FrontendInfo, Index, PolicyId, ServiceId, ServiceWord},
 };
@@ -69,7 +69,16 @@ impl World {
     fn policy(&mut self, flags: u32) {
         let index = Index::Cursor.to_word();
         let (slots_chunk, slots_start, slots_count) = (0, 0, 2);
-        let policy = Policy { index, flags, slots_chunk, slots_start, slots_count, service: SERVICE, zero: [0; 10] };
+        let policy = Policy {
+            index,
+            flags,
+            slots_chunk,
+            slots_start,
+            slots_count,
+            service: SERVICE,
+            others_count: 0,
+            zero: [0; 9],
+        };
         self.maps.policies.insert(PolicyId(1), policy);
     }
 

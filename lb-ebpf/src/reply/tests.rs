@@ -6,12 +6,12 @@ use lb_common::{
     addr::{Addr, Port, Protocol},
     backend::EndpointId,
     flow::Client,
-    reply::{REPLY_TIMEOUT_SECONDS, ReplyWord},
+    reply::{REPLY_SETTLED_SECONDS, REPLY_TIMEOUT_SECONDS, ReplyWord},
     service::FrontendId,
 };
 
 use super::{Asked, answer, ask};
-use crate::testing::{Cpu, Maps};
+use crate::testing::{Cpu, Maps, TICKS_PER_SECOND};
 
 const ENDPOINT: EndpointId = EndpointId(1);
 
@@ -118,6 +118,24 @@ fn an_answered_query_makes_room_once_it_is_settled() {
     assert_eq!(ask(&cpu, client(100), ENDPOINT, FrontendId(1)), Asked::NoRoom);
     maps.wait_seconds(5);
     assert_eq!(ask(&cpu, client(100), ENDPOINT, FrontendId(1)), Asked::Noted);
+}
+
+#[test]
+fn an_answer_is_settled_a_while_after_the_last_query_of_its_pair() {
+    let maps = Maps::new(2, 2);
+    let cpu = Cpu::new(&maps, 1);
+    for n in 0..16 {
+        assert_eq!(ask(&cpu, client(n), ENDPOINT, FrontendId(1)), Asked::Noted);
+    }
+    // A query so soon after another does not write the time, and the answer to the first makes the pair evictable.
+    maps.tick.fetch_add(3);
+    for n in 0..16 {
+        assert_eq!(ask(&cpu, client(n), ENDPOINT, FrontendId(1)), Asked::Noted);
+        assert!(answer(&cpu, client(n), ENDPOINT).is_some());
+    }
+    maps.tick.fetch_add((REPLY_SETTLED_SECONDS * TICKS_PER_SECOND).into());
+    assert_eq!(ask(&cpu, client(100), ENDPOINT, FrontendId(1)), Asked::NoRoom);
+    assert!(answer(&cpu, client(0), ENDPOINT).is_some());
 }
 
 #[test]

@@ -89,7 +89,8 @@ impl Datagram {
                             bytes.extend([0, 0]);
                             bytes.extend(part.identification.to_be_bytes());
                         }
-                        Some(_) | None => bytes.extend([1, 4, 0, 0, 0, 0]), // one option that pads
+                        Some(_) | None if *number == 43 => bytes.extend([0; 6]), // a route that ends here
+                        Some(_) | None => bytes.extend([1, 4, 0, 0, 0, 0]),      // one option that pads
                     }
                 }
             }

@@ -76,11 +76,17 @@ impl IpHeader for Ipv4 {
 
     #[inline(always)]
     fn is_sound(&self, available: usize) -> bool {
-        let total = u16::from_be(self.total_length) as usize;
-        // A total of zero is a segment larger than the field can say, merged by the receiving device.
+        let total = self.total(available);
         self.version_and_length >> 4 == 4
             && self.length() >= Self::LENGTH_MIN
-            && (total == 0 || total >= self.length() && total <= available)
+            && total >= self.length()
+            && total <= available
+    }
+
+    #[inline(always)]
+    fn total(&self, available: usize) -> usize {
+        let total = u16::from_be(self.total_length) as usize;
+        if total == 0 && available > u16::MAX as usize { available } else { total }
     }
 
     #[inline(always)]

@@ -36,8 +36,13 @@ impl IpHeader for Ipv6 {
 
     #[inline(always)]
     fn is_sound(&self, available: usize) -> bool {
-        // A payload length of zero is a jumbogram, merged by the receiving device.
-        self.version >> 4 == 6 && u16::from_be(self.payload_length) as usize + Self::LENGTH <= available
+        self.version >> 4 == 6 && self.total(available) <= available
+    }
+
+    #[inline(always)]
+    fn total(&self, available: usize) -> usize {
+        let total = u16::from_be(self.payload_length) as usize + Self::LENGTH;
+        if total == Self::LENGTH && available > u16::MAX as usize + Self::LENGTH { available } else { total }
     }
 
     #[inline(always)]
@@ -82,6 +87,12 @@ impl Extension {
         (self.length as usize + 1) * 8
     }
 
+    /// How many hosts a packet with a routing header has still to visit after its destination.
+    #[inline(always)]
+    pub fn segments_left(&self) -> u8 {
+        u16::from_be(self.fragment) as u8
+    }
+
     /// Whether this is not the datagram's first fragment.
     #[inline(always)]
     pub fn is_later_fragment(&self) -> bool {
@@ -104,8 +115,10 @@ impl Extension {
 /// What a number in a next-header field stands for, as far as it is followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Follows {
-    /// Hop-by-hop options, routing, destination options: skipped.
+    /// Hop-by-hop options, destination options: skipped.
     Options,
+    /// The routing header: skipped at the end of the route.
+    Routing,
     /// The fragment header, 8 bytes long.
     Fragment,
     /// Anything else.
@@ -116,7 +129,8 @@ pub enum Follows {
 #[inline(always)]
 pub const fn follows(protocol: Protocol) -> Follows {
     match protocol {
-        Protocol(0 | 43 | 60) => Follows::Options,
+        Protocol(0 | 60) => Follows::Options,
+        Protocol(43) => Follows::Routing,
         Protocol(44) => Follows::Fragment,
         Protocol(_) => Follows::Content,
     }

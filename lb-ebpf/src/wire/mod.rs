@@ -24,6 +24,9 @@ pub trait IpHeader: FromBytes + Copy {
     /// Whether version and lengths agree with each other and with `available`, the bytes from this header to the end
     /// of the packet.
     fn is_sound(&self, available: usize) -> bool;
+    /// Bytes from the header's start to the end of what is inside; what comes after is the link's padding. All that are
+    /// `available` where they are more than the field can say: segments merged by the receiving device.
+    fn total(&self, available: usize) -> usize;
     /// Who sent it.
     fn source(&self) -> Addr;
     /// To whom.
@@ -112,10 +115,10 @@ impl Tcp {
         TcpFlags(self.flags)
     }
 
-    /// Whether the header's own length is possible.
+    /// Bytes of the header, its options included.
     #[inline(always)]
-    pub fn is_sound(&self) -> bool {
-        self.data_offset >> 4 >= 5
+    pub fn length(&self) -> usize {
+        (self.data_offset >> 4) as usize * 4
     }
 }
 

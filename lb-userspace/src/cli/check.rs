@@ -36,13 +36,12 @@ impl Check {
         let host = Host::of_this_machine().context("/sys")?;
         let loaded = match file::load(&self.file, &host) {
             Ok(loaded) => loaded,
-            Err(FileError::Refused(faults)) => {
+            Err(error) => {
                 if self.json {
-                    print(&(serde_json::to_string_pretty(&Refusal { faults: &faults })? + "\n"))?;
+                    print(&(serde_json::to_string_pretty(&refusal(&error))? + "\n"))?;
                 }
-                return Err(RunError::Refused(faults.iter().map(ToString::to_string).collect()).into());
+                return Err(RunError::Refused(vec![error.to_string()]).into());
             }
-            Err(error @ FileError::Unreadable { .. }) => return Err(RunError::Refused(vec![error.to_string()]).into()),
         };
         let report = report(&loaded, host.cpus);
         if self.json {
@@ -54,9 +53,21 @@ impl Check {
 }
 
 /// The JSON of a refused configuration.
-#[derive(Serialize)]
-struct Refusal<'f> {
-    faults: &'f [Complaint],
+#[derive(Debug, PartialEq, Serialize)]
+struct Refusal {
+    faults: Vec<Complaint>,
+}
+
+/// A file that cannot be read has its one fault at its beginning.
+fn refusal(error: &FileError) -> Refusal {
+    let faults = match error {
+        FileError::Refused(faults) => faults.clone(),
+        FileError::Unreadable { file, source } => {
+            let (file, message) = (file.display().to_string(), source.to_string());
+            vec![Complaint { file, line: 1, column: 1, service: None, message }]
+        }
+    };
+    Refusal { faults }
 }
 
 /// Everything `check` shows; its JSON.
@@ -301,6 +312,19 @@ Look at this
         );
         assert!(memory.starts_with("  30.1 MiB with 2 possible CPUs\n  MAP"), "{memory}");
         assert!(memory.contains("\n  FLOWS           65_536   20.0 MiB\n"), "{memory}");
+    }
+
+    #[test]
+    fn the_json_of_a_file_that_cannot_be_read_has_its_fault() {
+        let host = Host { cpus: 2, interfaces: None };
+        let error = file::load("/nonexistent/evenkeel.toml".as_ref(), &host).expect_err("there is none");
+        assert_eq!(
+            serde_json::to_value(refusal(&error)).expect("it can be written"),
+            serde_json::json!({ "faults": [{
+                "file": "/nonexistent/evenkeel.toml", "line": 1, "column": 1, "service": null,
+                "message": "No such file or directory (os error 2)",
+            }] })
+        );
     }
 
     #[test]

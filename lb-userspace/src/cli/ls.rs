@@ -19,7 +19,7 @@ use super::{
 use crate::{
     dataplane::{Counters, maps::Maps, pins::Pins},
     model::Rule,
-    plan::tables::{BackendRecord, Run, Tables},
+    plan::tables::{BackendRecord, Run, Tables, choice_words},
     selector::nth,
     state::State,
 };
@@ -92,6 +92,8 @@ struct Service {
     refused: u64,
     /// Choices that no nth rule took.
     unmatched: u64,
+    /// Over how many choices the deviations of its backends are: those since the last change of slots.
+    deviation_over: u64,
     backends: Vec<Backend>,
 }
 
@@ -168,6 +170,7 @@ fn service(
         diverted,
         refused,
         unmatched,
+        deviation_over: chosen,
         backends: in_service()
             .map(|(id, record)| {
                 let share = shares.get(id).copied().unwrap_or(0.0);
@@ -194,8 +197,10 @@ fn service(
 
 /// The part of new choices that each backend of a policy gets, from the slots themselves.
 fn shares(policy: &Policy, tables: &Tables) -> BTreeMap<BackendId, f64> {
-    let run = Run { chunk: policy.slots_chunk, start: policy.slots_start };
-    let Some(words) = tables.runs.get(&run) else { return BTreeMap::new() };
+    let run = tables.runs.get(&Run::of(policy));
+    let Some(words) = run.zip(choice_words(policy)).and_then(|(words, count)| words.get(..count)) else {
+        return BTreeMap::new();
+    };
     let mut shares = BTreeMap::new();
     match policy.index() {
         Some(Index::Random | Index::Cursor) => {
@@ -230,7 +235,7 @@ fn index_name(policy: Option<&Policy>) -> &'static str {
 
 /// What was counted between the two.
 fn since(after: &Counters, before: &Counters) -> Counters {
-    let minus = |a: u64, b: u64| a.wrapping_sub(b);
+    let minus = |a: u64, b: u64| a.saturating_sub(b);
     let mut difference = after.clone();
     for (id, now) in &mut difference.traffic {
         let then = before.traffic.get(id).copied().unwrap_or_default();
@@ -300,6 +305,13 @@ fn tickets(service: &Service, unit: Unit, paint: Paint) -> String {
             line += &paint.text(Tone::Warning, &format!(", {} {what}", grouped(count)));
         }
     }
+    // What its backends got before the last change of slots tells nothing of how even it is now.
+    let of_all = service.backends.iter().map(|backend| backend.choices).sum::<u64>() == service.deviation_over;
+    line += &match (unit, service.deviation_over) {
+        (Unit::Total, 0) if !of_all => ", none since the last change".to_owned(),
+        (Unit::Total, over) if !of_all => format!(", deviation over the last {}", grouped(over)),
+        (Unit::Total | Unit::PerSecond, _) => String::new(),
+    };
     line + "\n"
 }
 
@@ -371,7 +383,8 @@ mod tests {
             slots_start: 0,
             slots_count,
             service,
-            zero: [0; 10],
+            others_count: 0,
+            zero: [0; 9],
         };
         Tables {
             frontends: [(key("192.0.2.53", 53), Frontend { frontend: FrontendId(1), service })].into(),
@@ -428,16 +441,44 @@ mod tests {
 
     #[test]
     fn counters_are_listed_with_how_even_they_are() {
-        let listing = listing(&in_turn(), &counters(), &state(), Unit::Total);
+        let mut tables = in_turn();
+        tables.backends.remove(&BackendId(3));
+        let listing = listing(&tables, &counters(), &state(), Unit::Total);
         assert_eq!(
             render(&listing, true, Paint::Plain),
             "dns  192.0.2.53:53/udp  rr per-packet\n\
             \x20 2_011 choices, 1 refused\n\
+            \x20 BACKEND          STATE  WAY             SHARE  ACTIVE  CHOICES  DEVIATION  PACKETS IN  BYTES IN  PACKETS OUT  BYTES OUT\n\
+            \x20 10.0.0.1:53/udp  use    redirect-peer  50.0 %      12    1_000    -0.10 %       1_000        70            6  1_000_000\n\
+            \x20 10.0.0.2:53/udp  use    redirect-peer  50.0 %       0    1_002    +0.10 %       1_002        70            6  1_000_000\n"
+        );
+    }
+
+    #[test]
+    fn a_deviation_over_a_part_of_the_choices_says_over_how_many() {
+        let state = State { counted_from: [(1, 900), (2, 901), (3, 9)].into(), ..state() };
+        let listing = listing(&in_turn(), &counters(), &state, Unit::Total);
+        assert_eq!(
+            render(&listing, true, Paint::Plain),
+            "dns  192.0.2.53:53/udp  rr per-packet\n\
+            \x20 2_011 choices, 1 refused, deviation over the last 201\n\
             \x20 BACKEND          STATE    WAY             SHARE  ACTIVE  CHOICES  DEVIATION  PACKETS IN  BYTES IN  PACKETS OUT  BYTES OUT\n\
-            \x20 10.0.0.1:53/udp  use      redirect-peer  50.0 %      12    1_000    -0.10 %       1_000        70            6  1_000_000\n\
-            \x20 10.0.0.2:53/udp  use      redirect-peer  50.0 %       0    1_002    +0.10 %       1_002        70            6  1_000_000\n\
+            \x20 10.0.0.1:53/udp  use      redirect-peer  50.0 %      12    1_000    -0.50 %       1_000        70            6  1_000_000\n\
+            \x20 10.0.0.2:53/udp  use      redirect-peer  50.0 %       0    1_002    +0.50 %       1_002        70            6  1_000_000\n\
             \x20 10.0.0.3:53/udp  removed  redirect-peer   0.0 %       0        9          -           9        70            6  1_000_000\n"
         );
+        assert_eq!(serde_json::to_value(&listing).expect("json")["services"][0]["deviation_over"], 201);
+    }
+
+    #[test]
+    fn a_service_without_a_choice_since_its_change_says_so_and_a_rate_says_nothing_of_it() {
+        let state = State { counted_from: [(1, 1000), (2, 1002), (3, 9)].into(), ..state() };
+        let line = |unit| {
+            let listing = listing(&in_turn(), &counters(), &state, unit);
+            tickets(&listing.services[0], unit, Paint::Plain)
+        };
+        assert_eq!(line(Unit::Total), "  2_011 choices, 1 refused, none since the last change\n");
+        assert_eq!(line(Unit::PerSecond), "  2_011 choices a second, 1 refused\n");
     }
 
     #[test]

@@ -69,10 +69,21 @@ pub fn main() -> ExitCode {
             // A fault of a file begins with its place, as editors want it.
             let who = if exit_code(&error) == 2 { "" } else { "evenkeel: " };
             // Where even that cannot be written, the exit code says it.
-            let _ = writeln!(stderr(), "{who}{error:#}");
+            let _ = writeln!(stderr(), "{who}{}", told(&error));
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// The error and its causes, without those that the text before them ends with: ours name theirs themselves.
+fn told(error: &Error) -> String {
+    let mut told = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !told.ends_with(&cause) {
+            told = format!("{told}: {cause}");
+        }
+    }
+    told
 }
 
 fn exit_code(error: &Error) -> u8 {
@@ -107,6 +118,25 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let denied = || io::Error::from_raw_os_error(1);
+        let failed = RunError::System { what: "/run/evenkeel".into(), source: denied() };
+        assert_eq!(told(&failed.into()), "/run/evenkeel: Operation not permitted (os error 1)");
+        let around = Error::from(denied()).context("/proc").context("probe");
+        assert_eq!(told(&around), "probe: /proc: Operation not permitted (os error 1)");
+    }
+
+    #[test]
+    fn the_unit_of_systemd_calls_commands_that_there_are() {
+        let unit = include_str!("../../../deploy/evenkeel.service");
+        let ours = unit.lines().filter_map(|line| line.split_once('=')?.1.strip_prefix("/usr/local/bin/"));
+        let commands: Vec<Command> = ours
+            .map(|line| Cli::try_parse_from(line.split_whitespace()).expect("a command line of ours").command)
+            .collect();
+        assert!(matches!(commands[..], [Command::Run(_), Command::Check(_)]), "{commands:?}");
     }
 
     #[test]

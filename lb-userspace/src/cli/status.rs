@@ -1,7 +1,7 @@
 //! `evenkeel status`: what is attached where and why, the way to each backend and why not a better one, and what
 //! happened last.
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
@@ -13,7 +13,11 @@ use super::{
     table::{Paint, Table, Tone, grouped, number, text},
 };
 use crate::{
-    dataplane::{Counters, maps::Maps, pins::Pins},
+    dataplane::{
+        Counters,
+        maps::Maps,
+        pins::{Lock, Pins},
+    },
     state::{HookState, Moment, State},
 };
 
@@ -32,7 +36,7 @@ impl Status {
         permitted()?;
         let counters = Maps::look(&Pins::new(&self.folders.pins))?.counters()?;
         let state = State::read(&self.folders.state)?.unwrap_or_default();
-        let is_running = state.stopped.is_none() && is_controller(state.pid);
+        let is_running = Lock::is_taken(&self.folders.state)?;
         let report = Report::new(state, &counters, is_running, self.folders.pins.clone());
         if self.json {
             print(&(serde_json::to_string_pretty(&report)? + "\n"))
@@ -40,17 +44,6 @@ impl Status {
             print(&render(&report, Moment::now(), Paint::of_stdout()))
         }
     }
-}
-
-/// Whether this process is one of ours; its number may have gone to another one.
-fn is_controller(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| is_living_controller(&stat))
-}
-
-/// proc(5): `pid (name) state …`, where Z and X are the states of the dead.
-fn is_living_controller(stat: &str) -> bool {
-    let after_name = stat.split_once("(evenkeel) ").map(|(_, rest)| rest);
-    after_name.is_some_and(|rest| !rest.starts_with(['Z', 'X']))
 }
 
 /// Everything `status` shows; its JSON.
@@ -313,13 +306,6 @@ mod tests {
              Hooks\n\
              \x20 nothing is attached\n"
         );
-    }
-
-    #[test]
-    fn a_dead_process_and_a_stranger_are_no_controller() {
-        assert!(is_living_controller("7 (evenkeel) S 1 7 7 0 -1"));
-        assert!(!is_living_controller("7 (evenkeel) Z 1 7 7 0 -1"));
-        assert!(!is_living_controller("7 (cron) S 1 7 7 0 -1"));
     }
 
     #[test]

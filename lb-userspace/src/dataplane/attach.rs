@@ -254,16 +254,24 @@ pub struct Detached {
     pub has_maps: bool,
 }
 
-/// Takes every program of these pins off its interface and removes the pins and their folder. Filters of clsact are
-/// found in the network namespace of this process only, which has to be the controller's.
+/// As [`detach`], with the lock held as long as that takes.
 ///
 /// # Errors
 /// When a controller is running, or something cannot be removed.
 pub fn detach_all(pins: &Pins, state: &Path) -> Result<Detached, PinsError> {
+    detach(pins, &mut Lock::take(pins, state)?)
+}
+
+/// Takes every program of these pins off its interface and removes the pins and their folder. Filters of clsact are
+/// found in the network namespace of this process only, which has to be the controller's. Of the lock, which has to be
+/// that of these pins, the state stays.
+///
+/// # Errors
+/// When something cannot be removed.
+pub fn detach(pins: &Pins, lock: &mut Lock) -> Result<Detached, PinsError> {
     if !pins.path().exists() {
         return Ok(Detached::default());
     }
-    let lock = Lock::take(pins, state)?;
     let held = held(pins)?;
     for (mode, place) in &held {
         let (path, dropped) = match mode {
@@ -284,8 +292,7 @@ pub fn detach_all(pins: &Pins, state: &Path) -> Result<Detached, PinsError> {
     let maps = bpf::wanted_shapes(&Capacity::default())
         .map_err(|error| PinsError::Io { path: pins.path().to_owned(), source: io::Error::other(error) })?;
     let has_mounted = pins.remove_all(maps.into_keys())?;
-    // Its open folder would keep the filesystem in use.
-    drop(lock);
+    lock.give_pins_back();
     if has_mounted {
         pins::unmount()?;
     }

@@ -143,9 +143,14 @@ mod tests {
 
     #[test]
     fn releases_compare_by_number() {
-        for (release, expected) in
-            [("6.1.0", true), ("6.0.19", false), ("6.18.44-fc", true), ("10.0", true), ("5.99", false), ("odd", true)]
-        {
+        for (release, expected) in [
+            ("6.1.0", true),
+            ("6.0.19", false),
+            ("6.12.38+deb13-amd64", true),
+            ("10.0", true),
+            ("5.99", false),
+            ("odd", true),
+        ] {
             assert_eq!(is_at_least(release, OLDEST_KERNEL), expected, "{release}");
         }
     }

@@ -13,8 +13,7 @@ use lb_common::{
     limits::SLOTS_PER_CHUNK,
     reason::Reason,
     reply::ReplyBucket,
-    selector::NthRule,
-    service::{Frontend, FrontendId, FrontendInfo, Index, Policy, PolicyId, ServiceId, ServiceWord, SocketKey},
+    service::{Frontend, FrontendId, FrontendInfo, Policy, PolicyId, ServiceId, ServiceWord, SocketKey},
     stats::{ServiceStats, Traffic},
 };
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, transmute};
@@ -25,7 +24,7 @@ use super::{
     pins::{Pins, PinsError},
     sys::Map,
 };
-use crate::plan::tables::{BackendRecord, Run, Tables};
+use crate::plan::tables::{BackendRecord, Run, Tables, choice_words};
 
 /// Entries of a hash that are read by one system call.
 const AT_ONCE: usize = 4096;
@@ -214,9 +213,10 @@ impl Maps {
 
     fn runs_of(&self, policies: &BTreeMap<PolicyId, Policy>) -> Result<BTreeMap<Run, Vec<u64>>, DataplaneError> {
         let run_of = |(id, policy): (&PolicyId, &Policy)| {
-            let run = Run { chunk: policy.slots_chunk, start: policy.slots_start };
-            let length = run_length(policy)
-                .ok_or_else(|| self.policies.unreadable(format!("entry {} has index {}", id.0, policy.index)))?;
+            let run = Run::of(policy);
+            let length = choice_words(policy)
+                .ok_or_else(|| self.policies.unreadable(format!("entry {} has index {}", id.0, policy.index)))?
+                + policy.others_count as usize;
             let words = self
                 .slots
                 .it
@@ -437,16 +437,6 @@ fn put<V: IntoBytes + Immutable + KnownLayout>(
 
 fn remove(map: &Called<Map>, key: SocketKey) -> Result<(), DataplaneError> {
     map.it.delete(key.as_bytes()).map(drop).map_err(|error| map.error(&format!("remove {key}"), error))
-}
-
-/// Words a policy's run has in `SLOTS`; `None` for a policy no one wrote.
-fn run_length(policy: &Policy) -> Option<usize> {
-    let count = policy.slots_count as usize;
-    policy.index().map(|index| match index {
-        Index::Random => count,
-        Index::Cursor => count,
-        Index::Chain => count * NthRule::WORDS,
-    })
 }
 
 fn load<const N: usize>(words: &[AtomicU64]) -> [u64; N] {

@@ -14,6 +14,8 @@ use std::{
     io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use lb_common::{hash::Secret, limits::LAYOUT_VERSION};
@@ -323,32 +325,70 @@ fn jiffies_per_second(nanoseconds: u128) -> u32 {
 /// The right to change what a folder of pins holds; given back when dropped.
 #[derive(Debug)]
 pub struct Lock {
-    _pins: File,
+    pins: Option<File>,
     _state: Option<File>,
 }
 
 impl Lock {
-    /// Takes it. The folder of pins has to be there; one for the state may be missing.
+    /// Takes it, of the state first. Either folder may be missing, and is nobody's then.
     ///
     /// # Errors
     /// When another process has it.
     pub fn take(pins: &Pins, state: &Path) -> Result<Self, PinsError> {
         let file = if state.exists() { Some(Self::of_state(state)?) } else { None };
         // Another controller with the same pins may have another state folder.
-        let folder = File::open(pins.path()).map_err(|error| io_error(pins.path(), error))?;
-        lock(&folder, pins.path(), None)?;
-        Ok(Self { _pins: folder, _state: file })
+        let folder = match File::open(pins.path()) {
+            Ok(folder) => Some(folder),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(io_error(pins.path(), error)),
+        };
+        if let Some(folder) = &folder {
+            lock(folder, pins.path(), None)?;
+        }
+        Ok(Self { pins: folder, _state: file })
     }
+
+    /// Gives the pins back and keeps the state: an open folder of theirs would keep their filesystem in use.
+    pub(super) fn give_pins_back(&mut self) {
+        self.pins = None;
+    }
+
+    /// Whether somebody has the lock of this state: a controller runs.
+    ///
+    /// # Errors
+    /// When the lock cannot be looked at.
+    pub fn is_taken(state: &Path) -> Result<bool, PinsError> {
+        let path = state.join(Self::FILE);
+        match File::open(&path) {
+            // Taken for a moment; whoever wants it then tries again.
+            Ok(file) => match file.try_lock_shared() {
+                Ok(()) => Ok(false),
+                Err(TryLockError::WouldBlock) => Ok(true),
+                Err(TryLockError::Error(error)) => Err(io_error(&path, error)),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(io_error(&path, error)),
+        }
+    }
+
+    const FILE: &str = "lock";
 
     /// Locks a file that says who has the lock.
     fn of_state(state: &Path) -> Result<File, PinsError> {
-        let path = state.join("lock");
+        let path = state.join(Self::FILE);
         let of_file = |error| io_error(&path, error);
-        let mut file =
-            File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(of_file)?;
-        let mut pid = String::new();
-        file.read_to_string(&mut pid).map_err(of_file)?;
-        lock(&file, state, pid.trim().parse().ok())?;
+        let mut file = loop {
+            let mut file =
+                File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(of_file)?;
+            let mut pid = String::new();
+            file.read_to_string(&mut pid).map_err(of_file)?;
+            lock(&file, state, pid.trim().parse().ok())?;
+            // Whoever had it may have removed the file; another one lies there then, or none.
+            let is_same = |there: fs::Metadata| file.metadata().is_ok_and(|ours| ours.ino() == there.ino());
+            if fs::metadata(&path).is_ok_and(is_same) {
+                break file;
+            }
+        };
         file.rewind()
             .and_then(|()| file.set_len(0))
             .and_then(|()| writeln!(file, "{}", std::process::id()))
@@ -358,10 +398,17 @@ impl Lock {
 }
 
 fn lock(file: &File, path: &Path, pid: Option<u32>) -> Result<(), PinsError> {
-    file.try_lock().map_err(|error| match error {
-        TryLockError::WouldBlock => PinsError::InUse { path: path.to_owned(), pid },
-        TryLockError::Error(error) => io_error(path, error),
-    })
+    // `status` may be looking whether somebody has it.
+    const LOOKED_AT: Duration = Duration::from_millis(100);
+    let deadline = Instant::now() + LOOKED_AT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
+            Err(TryLockError::WouldBlock) => return Err(PinsError::InUse { path: path.to_owned(), pid }),
+            Err(TryLockError::Error(error)) => return Err(io_error(path, error)),
+        }
+    }
 }
 
 /// The first difference, with both values.
@@ -408,6 +455,43 @@ mod tests {
         let settings = Settings { jiffies_per_second: 250, secret: Secret(std::array::from_fn(|i| i as u64 * 3)) };
         assert_eq!(Settings::from_words(&settings.to_words()), settings);
         assert_eq!(settings.to_words()[VERSION_WORD], u64::from(LAYOUT_VERSION));
+    }
+
+    #[test]
+    fn a_state_is_locked_with_and_without_pins_and_looking_does_not_hold_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (pins, state) = (Pins::new(folder.path().join("pins")), folder.path());
+        assert!(!Lock::is_taken(state).expect("no lock is no error"));
+        let lock = Lock::take(&pins, state).expect("nobody has it");
+        assert!(Lock::is_taken(state).expect("looked at"));
+        let refused = Lock::take(&pins, state).expect_err("it is taken");
+        assert!(matches!(refused, PinsError::InUse { pid: Some(pid), .. } if pid == std::process::id()), "{refused}");
+        drop(lock);
+        assert!(!Lock::is_taken(state).expect("looked at"));
+        let looking = File::open(state.join("lock")).expect("it stays");
+        looking.try_lock_shared().expect("nobody has it");
+        let done = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(20));
+            drop(looking);
+        });
+        assert!(Lock::take(&pins, state).is_ok(), "whoever looks does so for a moment");
+        done.join().expect("it ends");
+    }
+
+    #[test]
+    fn a_lock_whose_file_was_removed_is_taken_on_the_next_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (pins, path) = (Pins::new("/nonexistent/pins"), folder.path().join("lock"));
+        let first = Lock::take(&pins, folder.path()).expect("nobody has it");
+        let remover = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(20));
+            fs::remove_file(path).expect("it is there");
+            drop(first);
+        });
+        let second = Lock::take(&pins, folder.path()).expect("given back meanwhile");
+        remover.join().expect("it ends");
+        assert!(Lock::is_taken(folder.path()).expect("looked at"), "by the file that lies there now");
+        drop(second);
     }
 
     #[test]

@@ -283,6 +283,16 @@ pub enum What {
         /// All it has.
         known: String,
     },
+    /// A label of addresses where an interface is asked for.
+    #[error("`{name}` is a label of addresses on {interface}; write {}", all_of(interface, *.is_listener))]
+    LabelledInterface {
+        /// The label.
+        name: String,
+        /// The interface that has such addresses.
+        interface: String,
+        /// Whether a listener names it, for which an address would do as well.
+        is_listener: bool,
+    },
     /// A limit the layout has no room for.
     #[error(
         "limits.{limit} = {value} is out of range{}; write 1 to {max}, which takes {}",
@@ -342,6 +352,14 @@ pub enum What {
         /// Slots there can be.
         most: u32,
     },
+}
+
+fn all_of(interface: &str, is_listener: bool) -> String {
+    if is_listener {
+        format!("interface = \"{interface}\" for all of them, or the address itself")
+    } else {
+        format!("interfaces = [\"{interface}\"]")
+    }
 }
 
 impl What {

@@ -54,7 +54,7 @@ pub enum At {
     Interface(String),
 }
 
-/// A part of a configured service, by which the place is found where it was asked for.
+/// A part of what is wanted, by which the place is found where it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// All of it.
@@ -63,18 +63,28 @@ pub enum Part {
     Listen(Listen),
     /// A backend, wherever it is named first.
     Backend(Target),
+    /// An interface that clients are said to come in by; it is of no service.
+    Interface(String),
 }
 
 /// A part of what is wanted that cannot be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("service {service}: {why}")]
 pub struct Rejected {
-    /// The configured service's name.
+    /// The configured service's name; empty for what is of no service.
     pub service: String,
     /// The part of it.
     pub part: Part,
     /// Why, and what would be right.
     pub why: String,
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.part {
+            Part::Whole | Part::Listen(_) | Part::Backend(_) => write!(f, "service {}: {}", self.service, self.why),
+            Part::Interface(_) => f.write_str(&self.why),
+        }
+    }
 }
 
 /// What is chosen once.

@@ -363,9 +363,16 @@ fn interfaces(draft: &Draft, host: &Host, faults: &mut Vec<Fault>) {
         if present.contains(name) {
             return;
         }
-        let what = match nearest(name, present.iter().map(String::as_str)) {
-            Some(nearest) => What::MisspeltInterface { name: name.to_owned(), nearest: nearest.to_owned() },
-            None => {
+        // `eth3:1`, as ifconfig and `ip address add … label` have it.
+        let labelled = name.split_once(':').map(|(interface, _)| interface).filter(|one| present.contains(*one));
+        let what = match (labelled, nearest(name, present.iter().map(String::as_str))) {
+            (Some(interface), _) => What::LabelledInterface {
+                name: name.to_owned(),
+                interface: interface.to_owned(),
+                is_listener: service.is_some(),
+            },
+            (None, Some(nearest)) => What::MisspeltInterface { name: name.to_owned(), nearest: nearest.to_owned() },
+            (None, None) => {
                 let known: Vec<&str> = present.iter().map(String::as_str).collect();
                 What::UnknownInterface { name: name.to_owned(), known: known.join(", ") }
             }

@@ -11,26 +11,45 @@ use lb_common::backend::Way;
 use super::{Link, View, way::Chosen};
 use crate::{
     dataplane::attach::{Hooks, Role},
-    model::{At, Desired, Listen, Part, Rejected, Service},
+    model::{At, Desired, Part, Rejected},
 };
 
-/// The interfaces that clients come in by: those `named` if any are, else those of the frontends. A named one that is
-/// not there has no clients. Beside them, the listeners whose address is on no interface, or on one that packets from
-/// elsewhere never come in by: nobody said where their clients come in, and the network does not tell.
+/// The interfaces that clients come in by: those `named` if any are, else those of the frontends. One that is not there
+/// has no clients. Beside them what cannot be: interfaces that no client's packet can be balanced at, and listeners whose
+/// address is on none that it can be; nobody said where their clients come in, and the network does not tell.
 pub fn clients(view: &View, named: &[String], desired: &Desired) -> (BTreeSet<u32>, Vec<Rejected>) {
-    if !named.is_empty() {
-        return (named.iter().filter_map(|name| view.ifindex(name)).collect(), Vec::new());
-    }
     let mut interfaces = BTreeSet::new();
     let mut homeless = Vec::new();
+    for name in named {
+        match at_interface(view, name) {
+            Ok(ifindex) => interfaces.extend(ifindex),
+            Err(why) => homeless.push(Rejected {
+                service: String::new(),
+                part: Part::Interface(name.clone()),
+                why: format!("clients cannot be balanced at {name}: {why}; name those that they come in by instead"),
+            }),
+        }
+    }
+    if !named.is_empty() {
+        return (interfaces, homeless);
+    }
     for service in &desired.services {
         for listen in &service.listens {
+            let reject = |why: String| Rejected {
+                service: service.name.clone(),
+                part: Part::Listen(listen.clone()),
+                why: format!("{why}; name those they come in by: interfaces = [\"…\"]"),
+            };
             match &listen.at {
-                At::Interface(name) => interfaces.extend(view.ifindex(name)),
+                At::Interface(name) => match at_interface(view, name) {
+                    Ok(ifindex) => interfaces.extend(ifindex),
+                    Err(why) => homeless.push(reject(format!("clients cannot be balanced at {name}: {why}"))),
+                },
                 At::Address(address) => {
                     let owners = owners(view, *address);
                     if owners.is_empty() {
-                        homeless.push(no_interface(service, listen, *address));
+                        let why = format!("no interface that clients could come in by has the address {address}");
+                        homeless.push(reject(why));
                     }
                     interfaces.extend(owners);
                 }
@@ -42,17 +61,17 @@ pub fn clients(view: &View, named: &[String], desired: &Desired) -> (BTreeSet<u3
     (interfaces, homeless)
 }
 
-fn no_interface(service: &Service, listen: &Listen, address: IpAddr) -> Rejected {
-    let why = format!(
-        "no interface that clients could come in by has the address {address}; \
-         name those they come in by: interfaces = [\"…\"]"
-    );
-    Rejected { service: service.name.clone(), part: Part::Listen(listen.clone()), why }
+/// The interface of this name, if there is one; or why clients cannot be balanced at it.
+fn at_interface(view: &View, name: &str) -> Result<Option<u32>, &'static str> {
+    let ifindex = view.ifindex(name);
+    match ifindex.and_then(|ifindex| view.links.get(&ifindex)).and_then(Link::takes_no_clients) {
+        Some(why) => Err(why),
+        None => Ok(ifindex),
+    }
 }
 
 fn owners(view: &View, address: IpAddr) -> Vec<u32> {
-    let takes_clients =
-        |ifindex: &u32| view.links.get(ifindex).is_some_and(|link| link.is_ethernet() && !link.is_dummy());
+    let takes_clients = |ifindex: &u32| view.links.get(ifindex).is_some_and(|link| link.takes_no_clients().is_none());
     let owns = |(ifindex, addresses): (&u32, &BTreeSet<IpAddr>)| addresses.contains(&address).then_some(*ifindex);
     view.addresses.iter().filter_map(owns).filter(takes_clients).collect()
 }
@@ -100,6 +119,11 @@ pub fn replies_first(current: &BTreeMap<u32, Hooks>, wanted: &BTreeMap<u32, Hook
     hooks
 }
 
+/// The same with no client let in.
+pub fn without_clients(role_now: Option<Role>) -> Option<Role> {
+    role(false, takes_replies(role_now))
+}
+
 fn role(clients: bool, backends: bool) -> Option<Role> {
     match (clients, backends) {
         (true, true) => Some(Role::Both),
@@ -129,7 +153,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        model::{Choice, Schedule},
+        model::{Choice, Listen, Schedule, Service},
         network::testing::{self, lab},
         settings::WaySetting,
     };
@@ -196,6 +220,39 @@ mod tests {
                     "service dns: no interface that clients could come in by has the address {address}; \
                      name those they come in by: interfaces = [\"…\"]"
                 )]
+            );
+        }
+    }
+
+    #[test]
+    fn an_interface_that_no_client_comes_in_by_is_refused_with_the_way_out() {
+        let mut view = lab();
+        let dummy = Link { kind: "dummy".into(), name: "dummy0".into(), link_layer: 1, ..Link::default() };
+        view.links.insert(50, dummy);
+        for (name, why) in [
+            ("dummy0", "no packet comes in by a dummy device"),
+            ("lo", "it is the loopback"),
+            ("wg0", "it has no link-layer addresses"),
+        ] {
+            let at = desired(&[At::Interface(name.into()), At::Interface(name.into())]);
+            let (interfaces, homeless) = clients(&view, &[], &at);
+            let messages: Vec<String> = homeless.iter().map(ToString::to_string).collect();
+            assert_eq!(interfaces, BTreeSet::new());
+            assert_eq!(
+                messages,
+                [format!(
+                    "service dns: clients cannot be balanced at {name}: {why}; name those they come in by: \
+                     interfaces = [\"…\"]"
+                )]
+            );
+            let (interfaces, homeless) = clients(&view, &["eth3".to_owned()], &at);
+            assert_eq!((interfaces.len(), homeless), (1, Vec::new()), "with the way out taken");
+            let (interfaces, homeless) = clients(&view, &["eth3".to_owned(), name.to_owned()], &at);
+            let messages: Vec<String> = homeless.iter().map(ToString::to_string).collect();
+            assert_eq!(interfaces.len(), 1);
+            assert_eq!(
+                messages,
+                [format!("clients cannot be balanced at {name}: {why}; name those that they come in by instead")]
             );
         }
     }

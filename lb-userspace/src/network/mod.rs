@@ -171,15 +171,25 @@ pub struct Question {
 impl Link {
     /// `ARPHRD_ETHER`.
     const ETHERNET: u16 = 1;
+    /// `ARPHRD_LOOPBACK`.
+    const LOOPBACK: u16 = 772;
 
     /// Whether its packets carry Ethernet headers.
     pub fn is_ethernet(&self) -> bool {
         self.link_layer == Self::ETHERNET
     }
 
-    /// Whether packets never come in by it.
-    pub fn is_dummy(&self) -> bool {
-        self.kind == "dummy"
+    /// Why no client's packet can be balanced where it comes in by this device; nothing where it can.
+    pub fn takes_no_clients(&self) -> Option<&'static str> {
+        if self.link_layer == Self::LOOPBACK {
+            Some("it is the loopback")
+        } else if !self.is_ethernet() {
+            Some("it has no link-layer addresses")
+        } else if self.kind == "dummy" {
+            Some("no packet comes in by a dummy device")
+        } else {
+            None
+        }
     }
 
     /// Whether it is a bridge.

@@ -21,7 +21,7 @@ use crate::{
         Choice, Part, Rejected, Schedule,
         resolve::{Compiled, CompiledService},
     },
-    selector::{Arrangement, arrange},
+    selector::{Arrangement, Slots, arrange},
     settings::Limit,
 };
 use ids::{Ids, Runs};
@@ -270,7 +270,7 @@ impl<'a> Planner<'a> {
         };
         let word = *self.current.services.get(&id)?;
         let policy = self.current.policies.get(&word.policy)?;
-        let run = run_of(policy);
+        let run = Run::of(policy);
         let wanted = self.policy_record(id, service, arrangement, run);
         let is_same = *policy == wanted && *self.current.runs.get(&run)? == words(arrangement, slot)?;
         is_same.then_some(word)
@@ -373,8 +373,8 @@ impl<'a> Planner<'a> {
         self.next.services.insert(id, word);
         let Some(policy) = self.current.policies.get(&word.policy) else { return };
         self.next.policies.insert(word.policy, *policy);
-        if let Some(words) = self.current.runs.get(&run_of(policy)) {
-            self.next.runs.insert(run_of(policy), words.clone());
+        if let Some(words) = self.current.runs.get(&Run::of(policy)) {
+            self.next.runs.insert(Run::of(policy), words.clone());
         }
     }
 
@@ -406,18 +406,19 @@ impl<'a> Planner<'a> {
             Schedule::PerFlow => mixed,
             Schedule::PerPacket => mixed | Policy::PER_PACKET,
         };
-        let count = match arrangement {
-            Arrangement::Random(slots) | Arrangement::Cursor(slots) => slots.len(),
-            Arrangement::Chain(rules) => rules.len(),
+        let count = match &arrangement.slots {
+            Slots::Random(slots) | Slots::Cursor(slots) => slots.len(),
+            Slots::Chain(rules) => rules.len(),
         };
         Policy {
-            index: arrangement.index().to_word(),
+            index: arrangement.slots.index().to_word(),
             flags,
             slots_chunk: run.chunk,
             slots_start: run.start,
             slots_count: count as u32,
             service: id,
-            zero: [0; 10],
+            others_count: arrangement.others.len() as u32,
+            zero: [0; 9],
         }
     }
 
@@ -542,10 +543,6 @@ fn following(change: u32) -> u32 {
     change.wrapping_add(1).max(1)
 }
 
-fn run_of(policy: &Policy) -> Run {
-    Run { chunk: policy.slots_chunk, start: policy.slots_start }
-}
-
 /// What an endpoint is known by in the packet path, under this schedule.
 const fn use_of(schedule: Schedule) -> u32 {
     match schedule {
@@ -556,27 +553,33 @@ const fn use_of(schedule: Schedule) -> u32 {
 
 /// Words of `SLOTS` that an arrangement takes.
 fn length(arrangement: &Arrangement<SocketKey>) -> usize {
-    match arrangement {
-        Arrangement::Random(slots) | Arrangement::Cursor(slots) => slots.len(),
-        Arrangement::Chain(rules) => rules.len() * NthRule::WORDS,
-    }
+    let chosen_from = match &arrangement.slots {
+        Slots::Random(slots) | Slots::Cursor(slots) => slots.len(),
+        Slots::Chain(rules) => rules.len() * NthRule::WORDS,
+    };
+    chosen_from + arrangement.others.len()
 }
 
 /// Those words; nothing if a backend has no slot.
 fn words(arrangement: &Arrangement<SocketKey>, slot: impl Fn(&SocketKey) -> Option<Slot>) -> Option<Vec<u64>> {
-    match arrangement {
-        Arrangement::Random(keys) | Arrangement::Cursor(keys) => {
-            keys.iter().map(|key| Some(slot(key)?.to_word())).collect()
+    let mut words = Vec::with_capacity(length(arrangement));
+    match &arrangement.slots {
+        Slots::Random(keys) | Slots::Cursor(keys) => {
+            for key in keys {
+                words.push(slot(key)?.to_word());
+            }
         }
-        Arrangement::Chain(rules) => {
-            let mut words = Vec::with_capacity(length(arrangement));
+        Slots::Chain(rules) => {
             for rule in rules {
                 let rule = NthRule { every: rule.every, packet: rule.packet, slot: slot(&rule.backend)? };
                 words.extend(rule.to_words());
             }
-            Some(words)
         }
     }
+    for key in &arrangement.others {
+        words.push(slot(key)?.to_word());
+    }
+    Some(words)
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use lb_common::{
     addr::{Port, Protocol},
     backend::{BackendId, BackendState, Endpoint, EndpointId, Way},
-    service::{Frontend, FrontendId, FrontendInfo, Policy, PolicyId, ServiceId, ServiceWord, SocketKey},
+    selector::NthRule,
+    service::{Frontend, FrontendId, FrontendInfo, Index, Policy, PolicyId, ServiceId, ServiceWord, SocketKey},
 };
 
 /// The content of all maps that configuration decides.
@@ -50,6 +51,24 @@ pub struct Run {
     pub chunk: u32,
     /// First word in it.
     pub start: u32,
+}
+
+impl Run {
+    /// Where a policy's run begins.
+    pub fn of(policy: &Policy) -> Self {
+        Self { chunk: policy.slots_chunk, start: policy.slots_start }
+    }
+}
+
+/// Words at the beginning of a policy's run that its choices are made from; `None` for a policy no one wrote. The others
+/// follow, a word each.
+pub fn choice_words(policy: &Policy) -> Option<usize> {
+    let count = policy.slots_count as usize;
+    policy.index().map(|index| match index {
+        Index::Random => count,
+        Index::Cursor => count,
+        Index::Chain => count * NthRule::WORDS,
+    })
 }
 
 /// A record of `BACKENDS`, typed.

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use lb_common::addr::{Addr, Port, Protocol};
 
-use super::{change::Change, *};
+use super::{change::Change, tables::choice_words, *};
 use crate::{
     dataplane::{Dataplane, memory::Memory},
     model::{At, Chain, Desired, Listen, Rule, Service, Target, Weighted, resolve::resolve},
@@ -104,7 +104,9 @@ fn is_consistent(tables: &Tables) {
     for (id, word) in tables.services.iter().filter(|(_, word)| word.policy != PolicyId(0)) {
         let policy = tables.policies.get(&word.policy).expect("a policy in force is written");
         assert_eq!(policy.service, *id);
-        let words = tables.runs.get(&run_of(policy)).expect("a run in force is written");
+        let words = tables.runs.get(&Run::of(policy)).expect("a run in force is written");
+        assert_eq!(words.len(), choice_words(policy).expect("a known index function") + policy.others_count as usize);
+        let (words, others) = words.split_at(words.len() - policy.others_count as usize);
         let slots: Vec<Slot> = match policy.index().expect("a known index function") {
             lb_common::service::Index::Chain => {
                 words.chunks_exact(2).map(|rule| NthRule::from_words([rule[0], rule[1]]).slot).collect()
@@ -114,6 +116,8 @@ fn is_consistent(tables: &Tables) {
             }
         };
         assert_eq!(slots.len(), policy.slots_count as usize);
+        let others = others.iter().map(|word| Slot::from_word(*word));
+        let slots = slots.into_iter().chain(others);
         for slot in slots {
             let record = tables.backends.get(&slot.backend).expect("a slot names a backend that exists");
             assert_eq!((record.service, record.state, record.endpoint), (*id, BackendState::Use, slot.endpoint));
@@ -141,7 +145,7 @@ impl Visible {
         for word in tables.services.values() {
             if let Some(policy) = tables.policies.get(&word.policy) {
                 self.policies.insert(word.policy);
-                self.runs.push((run_of(policy), tables.runs[&run_of(policy)].len()));
+                self.runs.push((Run::of(policy), tables.runs[&Run::of(policy)].len()));
             }
         }
     }

@@ -24,7 +24,7 @@ use crate::{
     capacity::Capacity,
     dataplane::{
         Dataplane, DataplaneError, Named,
-        attach::{self, Direction, HookReport, Hooks, Mode, Place, Role},
+        attach::{self, Direction, HookReport, Hooks, Mode, Outcome, Place, Role},
         bpf::{Bpf, OpenError, Options as BpfOptions},
         host,
         pins::{Pins, PinsError},
@@ -111,6 +111,8 @@ pub async fn run(options: &Options) -> Result<(), RunError> {
     let loaded = load(options, &network.view(&BTreeSet::new())?)?;
     let (mut world, mut view) = start(options, loaded, &network, &mut changes).await?;
     let mut asker = Asker::default();
+    // What the network looked like when the file was refused.
+    let mut refused: Option<View> = None;
     notify(&[NotifyState::Ready]);
     loop {
         let event = match events.next(&mut changes, &view).await {
@@ -125,11 +127,37 @@ pub async fn run(options: &Options) -> Result<(), RunError> {
             Event::Stop => break,
             Event::Reload => {
                 notify_reloading();
-                let told = reload(&mut world, options, &network, &view);
+                let told = match reload(&mut world, options, &network, &mut changes).await {
+                    Ok(()) => {
+                        refused = None;
+                        APPLIED
+                    }
+                    Err(refusal) => {
+                        world.refuse(&refusal.error);
+                        refused = Some(refusal.seen);
+                        "configuration refused; what was running goes on"
+                    }
+                };
                 world.write_state();
                 notify(&[NotifyState::Ready, NotifyState::Status(told)]);
             }
-            Event::Network => {}
+            Event::Network => {
+                if let Some(before) = &refused
+                    && network.view(&BTreeSet::new()).is_ok_and(|seen| has_other_interfaces(&seen, before))
+                {
+                    match reload(&mut world, options, &network, &mut changes).await {
+                        Ok(()) => {
+                            info!("the configuration refused before is applied: links or addresses have changed");
+                            refused = None;
+                            notify(&[NotifyState::Status(APPLIED)]);
+                        }
+                        Err(refusal) => {
+                            world.refuse_again(&refusal.error);
+                            refused = Some(refusal.seen);
+                        }
+                    }
+                }
+            }
             Event::Sweep => {
                 world.audit();
                 world.sweep();
@@ -148,6 +176,9 @@ pub async fn run(options: &Options) -> Result<(), RunError> {
             }
         }
         world.follow(&view);
+        if event == Event::Sweep {
+            world.look_after_hooks(&view);
+        }
         world.write_state();
     }
     notify(&[NotifyState::Stopping]);
@@ -155,6 +186,13 @@ pub async fn run(options: &Options) -> Result<(), RunError> {
     world.write_state();
     info!("stopped; the data path goes on, `evenkeel detach` removes it");
     Ok(())
+}
+
+const APPLIED: &str = "configuration applied";
+
+/// Whether something about links and addresses is other than it was, so that a refused file may be right now.
+fn has_other_interfaces(now: &View, before: &View) -> bool {
+    (&now.links, &now.addresses) != (&before.links, &before.addresses)
 }
 
 /// Neighbours that answer at all do so within this time.
@@ -168,19 +206,7 @@ async fn start(
 ) -> Result<(World<Bpf>, View), RunError> {
     let facts = host::probe().map_err(|source| RunError::System { what: "/proc".into(), source })?;
     host::check(&facts).map_err(OpenError::from)?;
-    let backends = target::backends(&loaded.desired);
-    let mut view = network.view(&backends)?;
-    let deadline = tokio::time::Instant::now() + NEIGHBOURS_ANSWER;
-    let mut asker = Asker::default();
-    while loaded.settings.way != WaySetting::Stack && !view.questions(&backends, &view).is_empty() {
-        asker.ask(network, &view, &view, &backends);
-        let answered = tokio::time::timeout_at(deadline, changes.next(&view)).await;
-        view = network.view(&backends)?;
-        match answered {
-            Ok(changed) => changed?,
-            Err(_too_late) => break,
-        }
-    }
+    let mut view = meet(&loaded, &BTreeSet::new(), network, changes).await?;
     let system = |source| RunError::System { what: options.state.display().to_string(), source };
     fs::create_dir_all(&options.state).map_err(system)?;
     let known = State::read(&options.state)?.unwrap_or_default();
@@ -208,6 +234,35 @@ async fn start(
     Ok((world, view))
 }
 
+/// Takes a view with the routes to all backends of a configuration and to `others`, having asked for the neighbours that
+/// its ways wait for.
+async fn meet(
+    loaded: &Loaded,
+    others: &BTreeSet<IpAddr>,
+    network: &Network,
+    changes: &mut Changes,
+) -> Result<View, NetworkError> {
+    let wanted = target::backends(&loaded.desired);
+    let all = wanted.union(others).copied().collect();
+    let mut view = network.view(&all)?;
+    let deadline = tokio::time::Instant::now() + NEIGHBOURS_ANSWER;
+    let mut asker = Asker::default();
+    while loaded.settings.way != WaySetting::Stack && !view.questions(&wanted, &view).is_empty() {
+        asker.ask(network, &view, &view, &wanted);
+        let answered = tokio::time::timeout_at(deadline, changes.next(&view)).await;
+        view = network.view(&all)?;
+        match answered {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                warn!(%error, "changes of the network are not told; listening again");
+                *changes = Changes::open()?;
+            }
+            Err(_too_late) => break,
+        }
+    }
+    Ok(view)
+}
+
 fn load(options: &Options, view: &View) -> Result<Loaded, RunError> {
     let cpus = Host::of_this_machine().map_err(|source| RunError::System { what: "/sys".into(), source })?.cpus;
     // The names are the view's: `/sys` may show those of another namespace.
@@ -221,19 +276,28 @@ fn load(options: &Options, view: &View) -> Result<Loaded, RunError> {
     Ok(loaded)
 }
 
-/// Brings about the file as it is now, or refuses it; tells which.
-fn reload<D: Dataplane>(world: &mut World<D>, options: &Options, network: &Network, view: &View) -> &'static str {
-    let reloaded = load(options, view).and_then(|loaded| {
-        let view = network.view(&world.backends_with(&loaded.desired))?;
+/// Why a file was not brought about, and what the network was like then.
+struct Refusal {
+    error: RunError,
+    /// Nothing in it where it could not be looked at.
+    seen: View,
+}
+
+/// Brings about the file as it is now, or changes nothing.
+async fn reload<D: Dataplane>(
+    world: &mut World<D>,
+    options: &Options,
+    network: &Network,
+    changes: &mut Changes,
+) -> Result<(), Refusal> {
+    let mut seen = View::default();
+    let mut bring_about = async || {
+        seen = network.view(&BTreeSet::new())?;
+        let loaded = load(options, &seen)?;
+        let view = meet(&loaded, &remaining(&world.tables), network, changes).await?;
         world.reload(loaded, &view)
-    });
-    match reloaded {
-        Ok(()) => "configuration applied",
-        Err(error) => {
-            world.refuse(&error);
-            "configuration refused; what was running goes on"
-        }
-    }
+    };
+    bring_about().await.map_err(|error| Refusal { error, seen })
 }
 
 /// Asks for the neighbours that the ways wait for.
@@ -312,6 +376,25 @@ struct World<D> {
     places: Places,
     state: State,
     state_folder: PathBuf,
+    /// What lies in that folder.
+    written: Option<State>,
+}
+
+/// Interfaces on which hooks are missing, and why.
+#[derive(Debug, Default)]
+struct Unhooked {
+    /// What comes in is not seen.
+    ingress: BTreeMap<u32, String>,
+    /// Replies that the stack forwards are not rewritten.
+    egress: BTreeMap<u32, String>,
+    /// Somewhere a program that is not wanted any more is there still.
+    has_leftover: bool,
+}
+
+impl Unhooked {
+    fn is_empty(&self) -> bool {
+        self.ingress.is_empty() && self.egress.is_empty() && !self.has_leftover
+    }
 }
 
 impl<D: Dataplane> World<D> {
@@ -339,6 +422,7 @@ impl<D: Dataplane> World<D> {
             places: Places::default(),
             state,
             state_folder,
+            written: None,
         })
     }
 
@@ -414,12 +498,19 @@ impl<D: Dataplane> World<D> {
 
     /// Goes on as before, and says why.
     fn refuse(&mut self, error: &RunError) {
-        let messages = if let RunError::Refused(messages) = error { messages.clone() } else { vec![error.to_string()] };
+        let messages = messages(error);
         for message in &messages {
             warn!("{message}");
         }
         warn!("configuration refused; what was running goes on");
         self.state.last_refusal = Some(LastRefusal { at: Moment::now(), messages });
+    }
+
+    /// The same for what was refused before and was tried again, which is said where there is anything new to say.
+    fn refuse_again(&mut self, error: &RunError) {
+        if self.state.last_refusal.as_ref().is_none_or(|last| last.messages != messages(error)) {
+            self.refuse(error);
+        }
     }
 
     /// Brings about what the network's present state asks for.
@@ -476,6 +567,26 @@ impl<D: Dataplane> World<D> {
         }
     }
 
+    /// Puts back what someone else took off the interfaces, and sees what others have put there.
+    fn look_after_hooks(&mut self, view: &View) {
+        // Those that failed have just been tried, and interfaces that are gone will be followed.
+        if self.has_failed_hooks || self.hooks.keys().any(|ifindex| !view.links.contains_key(ifindex)) {
+            return;
+        }
+        match self.put_hooks(&self.hooks.clone()) {
+            Ok((unhooked, reports)) => {
+                self.has_failed_hooks = !unhooked.is_empty();
+                for report in reports.iter().filter(|report| report.program.is_some()) {
+                    if let Ok(Outcome::Attached | Outcome::Replaced) = report.outcome {
+                        let (interface, hook) = (&report.name, report.direction.name());
+                        warn!(interface, hook, "someone else took our program off the interface; it is put back");
+                    }
+                }
+            }
+            Err(error) => warn!(%error, "hooks"),
+        }
+    }
+
     /// Makes the data path what `target` says, in the order in which no packet notices.
     fn bring_about(
         &mut self,
@@ -487,13 +598,14 @@ impl<D: Dataplane> World<D> {
         let started = Instant::now();
         self.hooks.retain(|ifindex, _| view.links.contains_key(ifindex));
         let mut unhooked = self.take_replies(&target)?;
-        if target.avoid(view, &unhooked) {
+        if target.avoid(view, &unhooked.ingress) {
             unhooked = self.take_replies(&target)?;
         }
         let plan = self.plan(&target, named);
         if may_answer_through_stack(&plan.tables) {
             target.keep_egress(view, &self.hooks);
         }
+        let shut = target.shut(&unhooked.egress);
         let faults = target.faults.iter().chain(&plan.rejected);
         let faults: Vec<String> = faults.map(|fault| self.places.locate(fault)).collect();
         let changes = diff(&self.tables, &plan);
@@ -501,8 +613,10 @@ impl<D: Dataplane> World<D> {
         let failed = self.attach(&target.hooks)?;
         self.has_failed_hooks = !failed.is_empty() || !unhooked.is_empty();
         self.is_adopted = false;
-        let warnings: BTreeSet<String> = [&self.oddities[..], &target.warnings, &faults].concat().into_iter().collect();
-        for warning in target.warnings.iter().filter(|warning| !self.state.warnings.contains(warning)) {
+        let warnings: BTreeSet<String> =
+            [&self.oddities[..], &target.warnings, &faults, &shut].concat().into_iter().collect();
+        let is_new = |warning: &&String| !self.state.warnings.contains(warning);
+        for warning in target.warnings.iter().chain(&shut).filter(is_new) {
             warn!("{warning}");
         }
         self.state.warnings = warnings.into_iter().collect();
@@ -532,7 +646,7 @@ impl<D: Dataplane> World<D> {
     }
 
     /// Attaches whatever rewrites replies of `target`, and tells where that failed.
-    fn take_replies(&mut self, target: &Target) -> Result<BTreeMap<u32, String>, RunError> {
+    fn take_replies(&mut self, target: &Target) -> Result<Unhooked, RunError> {
         if self.is_adopted && self.hooks.is_empty() {
             // Clients are let in already, who knows where: nothing may be taken away from them.
             return self.attach(&target.hooks);
@@ -540,17 +654,26 @@ impl<D: Dataplane> World<D> {
         self.attach(&hooks::replies_first(&self.hooks, &target.hooks))
     }
 
-    /// Makes the hooks what is wanted, and tells on which interfaces replies are not taken.
-    fn attach(&mut self, wanted: &BTreeMap<u32, Hooks>) -> Result<BTreeMap<u32, String>, RunError> {
+    /// Makes the hooks what is wanted, and tells on which interfaces they are missing.
+    fn attach(&mut self, wanted: &BTreeMap<u32, Hooks>) -> Result<Unhooked, RunError> {
         if *wanted == self.hooks && !self.has_failed_hooks && !self.is_adopted {
-            return Ok(BTreeMap::new());
+            return Ok(Unhooked::default());
         }
+        Ok(self.put_hooks(wanted)?.0)
+    }
+
+    /// The same whatever is known of the hooks, and tells what became of each.
+    fn put_hooks(&mut self, wanted: &BTreeMap<u32, Hooks>) -> Result<(Unhooked, Vec<HookReport>), RunError> {
         let reports = (self.attach)(&self.dataplane, wanted, self.settings.hook)?;
-        let failed = |report: &HookReport| Some((report.ifindex, report.outcome.as_ref().err()?.to_string()));
-        let is_ingress = |report: &&HookReport| report.direction == Direction::Ingress;
-        let unhooked: BTreeMap<u32, String> = reports.iter().filter(is_ingress).filter_map(failed).collect();
+        let failed = |direction| {
+            let here = reports.iter().filter(move |report| report.direction == direction && report.program.is_some());
+            here.filter_map(|report| Some((report.ifindex, report.outcome.as_ref().err()?.to_string()))).collect()
+        };
+        let mut unhooked =
+            Unhooked { ingress: failed(Direction::Ingress), egress: failed(Direction::Egress), has_leftover: false };
         for report in reports.iter().filter(|report| report.program.is_none()) {
             if let Err(error) = &report.outcome {
+                unhooked.has_leftover = true;
                 warn!(%error, "a program that is not wanted any more stays");
             }
         }
@@ -562,7 +685,7 @@ impl<D: Dataplane> World<D> {
             }
         }
         self.hooks.clone_from(wanted);
-        Ok(unhooked)
+        Ok((unhooked, reports))
     }
 
     fn plan(&self, target: &Target, named: Option<&Named>) -> Plan {
@@ -580,10 +703,12 @@ impl<D: Dataplane> World<D> {
         match applied {
             Ok(times) => {
                 self.is_half_done = false;
-                let counted = self.count_anew(&plan.tables);
+                if let Err(error) = self.count_anew(&plan.tables) {
+                    warn!(%error, "how even the changed services are will be judged over choices of before, too");
+                }
                 self.tables = plan.tables;
                 self.services = plan.services;
-                counted.map(|()| times)
+                Ok(times)
             }
             Err(error) => {
                 // Part of it is in force; the next plan has to begin with what there really is.
@@ -631,8 +756,9 @@ impl<D: Dataplane> World<D> {
         };
         let ways = target.ways.iter().map(way).collect();
         let before = std::mem::replace(&mut self.state.ways, ways);
+        let before: BTreeMap<IpAddr, &WayState> = before.iter().map(|old| (old.address, old)).collect();
         for way in &self.state.ways {
-            let old = before.iter().find(|old| old.address == way.address);
+            let old = before.get(&way.address);
             if old.is_some_and(|old| (&old.way, &old.interface) != (&way.way, &way.interface)) {
                 let through = way.interface.as_deref().unwrap_or("-");
                 info!(backend = %way.address, way = way.way, through, why = way.why, "another way");
@@ -640,11 +766,19 @@ impl<D: Dataplane> World<D> {
         }
     }
 
-    fn write_state(&self) {
-        if let Err(error) = self.state.write(&self.state_folder) {
-            warn!(%error, "the state is not written");
+    fn write_state(&mut self) {
+        if self.written.as_ref() == Some(&self.state) {
+            return;
+        }
+        match self.state.write(&self.state_folder) {
+            Ok(()) => self.written = Some(self.state.clone()),
+            Err(error) => warn!(%error, "the state is not written"),
         }
     }
+}
+
+fn messages(error: &RunError) -> Vec<String> {
+    if let RunError::Refused(messages) = error { messages.clone() } else { vec![error.to_string()] }
 }
 
 /// The addresses of all backends in the maps.

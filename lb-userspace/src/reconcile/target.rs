@@ -63,7 +63,7 @@ impl Target {
             ways.insert(*backend, chosen);
             faults.extend(impossible.and_then(|impossible| blame(desired, &impossible)));
         }
-        let warnings = warnings(desired, view, &clients, &ways);
+        let warnings = warnings(desired, settings, view, &clients, &ways);
         let hooks = hooks::wanted(view, &clients, &ways);
         Self { compiled, ways, clients, hooks, faults, warnings }
     }
@@ -92,6 +92,22 @@ impl Target {
             self.hooks = hooks::wanted(view, &self.clients, &self.ways);
         }
         any
+    }
+
+    /// Lets no client in at interfaces where the stack's replies cannot be taken: they would leave with the backend's
+    /// address. The hook stays wanted, to be tried again. Tells what to say about it.
+    pub fn shut(&mut self, unhooked: &BTreeMap<u32, String>) -> Vec<String> {
+        let mut said = Vec::new();
+        for (ifindex, hooks) in self.hooks.iter_mut().filter(|(_, hooks)| hooks.egress) {
+            if let Some(why) = unhooked.get(ifindex) {
+                hooks.ingress = hooks::without_clients(hooks.ingress);
+                said.push(format!(
+                    "no client is let in at {}: what the stack answers them there cannot be rewritten: {why}",
+                    hooks.name
+                ));
+            }
+        }
+        said
     }
 
     /// Goes on taking the stack's replies where they are taken now: who is removed may be about to answer.
@@ -137,8 +153,17 @@ fn blame(desired: &Desired, impossible: &Impossible) -> Option<Rejected> {
     desired.services.iter().find_map(named)
 }
 
-fn warnings(desired: &Desired, view: &View, clients: &BTreeSet<u32>, ways: &BTreeMap<IpAddr, Chosen>) -> Vec<String> {
-    let mut warnings = Vec::new();
+fn warnings(
+    desired: &Desired,
+    settings: &Settings,
+    view: &View,
+    clients: &BTreeSet<u32>,
+    ways: &BTreeMap<IpAddr, Chosen>,
+) -> Vec<String> {
+    let gone = settings.interfaces.iter().filter(|name| view.ifindex(name).is_none());
+    let mut warnings: Vec<String> =
+        gone.map(|name| format!("there is no interface {name}, by which clients are said to come in")).collect();
+    let addresses = view.addresses_by_name();
     for service in &desired.services {
         for listen in &service.listens {
             if let At::Interface(name) = &listen.at {
@@ -151,7 +176,7 @@ fn warnings(desired: &Desired, view: &View, clients: &BTreeSet<u32>, ways: &BTre
                 }
             }
         }
-        warnings.extend(Family::ALL.into_iter().filter_map(|family| unreached(service, family, view)));
+        warnings.extend(Family::ALL.into_iter().filter_map(|family| unreached(service, family, &addresses)));
     }
     if clients.is_empty() {
         warnings.push("clients come in by no interface: nothing is balanced".into());
@@ -177,10 +202,10 @@ fn warnings(desired: &Desired, view: &View, clients: &BTreeSet<u32>, ways: &BTre
 }
 
 /// A warning where backends of this family are behind interfaces that have addresses of the other one only.
-fn unreached(service: &Service, family: Family, view: &View) -> Option<String> {
+fn unreached(service: &Service, family: Family, addresses: &BTreeMap<String, BTreeSet<IpAddr>>) -> Option<String> {
     let backends = service.choice.backends();
     let backend = backends.iter().find(|target| target.family() == family)?;
-    let frontends = frontends(service, &view.addresses_by_name());
+    let frontends = frontends(service, addresses);
     // Without any, the interface itself has been told.
     if frontends.is_empty() || frontends.keys().any(|frontend| frontend.address.family() == family) {
         return None;
@@ -300,6 +325,33 @@ mod tests {
             protocols: [Protocol::UDP].into(),
         });
         assert_eq!(decide(&elsewhere, &settings, &view).warnings, [""; 0], "another listener reaches it");
+    }
+
+    #[test]
+    fn a_named_interface_that_has_vanished_is_told() {
+        let settings = Settings { interfaces: vec!["eth3".into(), "pod".into()], ..Settings::default() };
+        let mut view = lab();
+        let dns = desired(At::Address(ip("192.0.2.53")), &["10.0.0.2"]);
+        assert_eq!(decide(&dns, &settings, &view).warnings, [""; 0]);
+        view.links.retain(|_, link| link.name != "pod");
+        let target = decide(&dns, &settings, &view);
+        assert_eq!(target.warnings, ["there is no interface pod, by which clients are said to come in"]);
+        assert_eq!(target.clients, [ETH3].into(), "the other one goes on");
+    }
+
+    #[test]
+    fn no_client_is_let_in_where_the_stacks_replies_cannot_be_taken() {
+        let view = lab();
+        let stack = Settings { way: WaySetting::Stack, ..Settings::default() };
+        let mut target = decide(&on_eth3(&["10.0.0.2"]), &stack, &view);
+        assert_eq!(target.shut(&[(99, "busy".to_owned())].into()), [""; 0]);
+        assert_eq!(
+            target.shut(&[(ETH3, "busy".to_owned())].into()),
+            ["no client is let in at eth3: what the stack answers them there cannot be rewritten: busy"]
+        );
+        assert_eq!(target.hooks[&ETH3], Hooks { name: "eth3".into(), ingress: None, egress: true });
+        let mut target = decide(&on_eth3(&["10.0.0.2"]), &Settings::default(), &view);
+        assert_eq!(target.shut(&[(ETH3, "busy".to_owned())].into()), [""; 0], "no reply comes through the stack");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use lb_common::{addr::Protocol, backend::Way};
 
 use super::*;
 use crate::{
-    dataplane::{Counters, attach::AttachError, memory::Memory},
+    dataplane::{Counters, attach::AttachError, bpf::Program, memory::Memory},
     model::{At, Choice, Listen, Schedule, Service, Target as Backend},
     network::testing::{BR0, ETH3, V1, V3, ip, lab, mac, meet},
 };
@@ -17,6 +17,10 @@ struct Recorder {
     log: RefCell<Vec<String>>,
     /// Interfaces that refuse programs.
     refusing: BTreeSet<u32>,
+    /// Those that refuse programs where packets leave.
+    refusing_egress: BTreeSet<u32>,
+    /// Counters cannot be read.
+    is_uncounted: bool,
 }
 
 impl Dataplane for Recorder {
@@ -33,6 +37,9 @@ impl Dataplane for Recorder {
     }
 
     fn counters(&self) -> Result<Counters, DataplaneError> {
+        if self.is_uncounted {
+            return Err(DataplaneError::Unreadable { map: "TRAFFIC", what: "nothing".into() });
+        }
         self.memory.counters()
     }
 
@@ -49,24 +56,35 @@ fn attach(
     let role = |hooks: &Hooks| hooks.ingress.map_or("none", Role::name).replace("clients and backends", "both");
     let one = |hooks: &Hooks| format!("{}={}{}", hooks.name, role(hooks), if hooks.egress { "+egress" } else { "" });
     recorder.log.borrow_mut().push(wanted.values().map(one).collect::<Vec<_>>().join(" "));
-    let report = |(ifindex, hooks): (&u32, &Hooks)| HookReport {
-        ifindex: *ifindex,
+    let report = |ifindex: u32, hooks: &Hooks, direction, program, refusing: &BTreeSet<u32>| HookReport {
+        ifindex,
         name: hooks.name.clone(),
-        direction: Direction::Ingress,
+        direction,
         mode: Mode::Tcx,
-        program: Some(crate::dataplane::bpf::Program::IngressBoth),
-        outcome: match recorder.refusing.contains(ifindex) {
-            true => Err(AttachError::Gone { ifindex: *ifindex, name: hooks.name.clone() }),
-            false => Ok(attach::Outcome::Attached),
+        program: Some(program),
+        outcome: match refusing.contains(&ifindex) {
+            true => Err(AttachError::Gone { ifindex, name: hooks.name.clone() }),
+            false => Ok(Outcome::Attached),
         },
         foreign: Vec::new(),
     };
-    Ok(wanted.iter().map(report).collect())
+    let reports = |(ifindex, hooks): (&u32, &Hooks)| {
+        let ingress = report(*ifindex, hooks, Direction::Ingress, Program::IngressBoth, &recorder.refusing);
+        let egress = || report(*ifindex, hooks, Direction::Egress, Program::EgressClients, &recorder.refusing_egress);
+        [Some(ingress), hooks.egress.then(egress)].into_iter().flatten()
+    };
+    Ok(wanted.iter().flat_map(reports).collect())
 }
 
 fn world(memory: Memory, refusing: &[u32]) -> (World<Recorder>, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
-    let recorder = Recorder { memory, log: RefCell::default(), refusing: refusing.iter().copied().collect() };
+    let recorder = Recorder {
+        memory,
+        log: RefCell::default(),
+        refusing: refusing.iter().copied().collect(),
+        refusing_egress: BTreeSet::new(),
+        is_uncounted: false,
+    };
     let state = State { pid: 7, config: "evenkeel.toml".into(), ..State::default() };
     let world = World::new(recorder, attach, Capacity::default(), state, folder.path().to_owned());
     (world.expect("memory can be read"), folder)
@@ -278,6 +296,104 @@ fn a_port_that_cannot_be_hooked_is_not_used() {
     world.dataplane.refusing.clear();
     world.follow(&lab());
     assert_eq!(ways(&world)[0].1, Way::Peer { ifindex: V1 }, "tried again");
+}
+
+#[test]
+fn no_client_is_let_in_where_the_stacks_replies_cannot_be_taken() {
+    let (mut world, _folder) = world(empty(), &[]);
+    world.dataplane.refusing_egress.insert(ETH3);
+    world.begin(loaded(&["10.9.0.1"]), &lab()).expect("a good start");
+    assert_eq!(done(&world), ["eth3=none+egress", "maps", "wait"]);
+    let warning = "no client is let in at eth3: what the stack answers them there cannot be rewritten: interface eth3 \
+                   (3) is gone";
+    assert_eq!(world.state.warnings, [warning]);
+    assert_eq!(world.state.hooks[0].why, "interface eth3 (3) is gone");
+    world.follow(&lab());
+    assert_eq!(done(&world), ["eth3=none+egress"; 2], "tried again");
+
+    world.dataplane.refusing_egress.clear();
+    world.follow(&lab());
+    assert_eq!(done(&world), ["eth3=none+egress", "eth3=clients+egress"]);
+    assert_eq!(world.state.warnings, [""; 0]);
+    world.follow(&lab());
+    assert_eq!(done(&world), [""; 0], "and that is all");
+}
+
+#[test]
+fn clients_are_shut_out_when_the_stacks_replies_can_no_longer_be_taken() {
+    let (mut world, _folder) = world(empty(), &[]);
+    world.begin(loaded(&["10.9.0.1"]), &lab()).expect("a good start");
+    world.dataplane.refusing_egress.insert(ETH3);
+    done(&world);
+    world.look_after_hooks(&lab());
+    world.follow(&lab());
+    assert_eq!(done(&world), ["eth3=clients+egress", "eth3=clients+egress", "eth3=none+egress"]);
+}
+
+#[test]
+fn hooks_are_looked_after_though_nothing_has_changed() {
+    let (mut world, _folder) = world(empty(), &[]);
+    world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
+    done(&world);
+    world.look_after_hooks(&lab());
+    assert_eq!(done(&world), [ALL]);
+    world.dataplane.refusing.insert(V1);
+    world.look_after_hooks(&lab());
+    world.follow(&lab());
+    assert_eq!(ways(&world)[0].1, Way::Stack, "its replies are not taken any more");
+    done(&world);
+    world.look_after_hooks(&lab());
+    assert_eq!(done(&world), [""; 0], "what failed is tried with the next look at the network");
+}
+
+#[test]
+fn counters_that_cannot_be_read_do_not_refuse_what_is_applied() {
+    let (mut world, _folder) = world(empty(), &[]);
+    world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
+    world.dataplane.is_uncounted = true;
+    world.reload(loaded(&["10.0.0.2", "10.0.0.3"]), &lab()).expect("it is applied");
+    assert_eq!(world.tables.backends.len(), 2);
+    assert_eq!(world.dataplane.read().expect("read"), world.tables);
+    assert_eq!(world.state.last_change.as_ref().map(|change| change.cause.as_str()), Some("configuration"));
+}
+
+#[test]
+fn a_refusal_is_as_old_as_what_it_says() {
+    let (mut world, _folder) = world(empty(), &[]);
+    let refused = |why: &str| RunError::Refused(vec![why.to_owned()]);
+    let first = Some(LastRefusal { at: Moment(5), messages: vec!["no eth4".into()] });
+    world.state.last_refusal.clone_from(&first);
+    world.refuse_again(&refused("no eth4"));
+    assert_eq!(world.state.last_refusal, first);
+    world.refuse_again(&refused("no address"));
+    let last = world.state.last_refusal.expect("it is refused");
+    assert!(last.at > Moment(5) && last.messages == ["no address"], "{last:?}");
+}
+
+#[test]
+fn the_state_is_written_when_it_has_changed() {
+    let (mut world, folder) = world(empty(), &[]);
+    world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
+    let file = folder.path().join("state.json");
+    fs::remove_file(&file).expect("it was written");
+    world.write_state();
+    assert!(!file.exists(), "it is as it was");
+    world.state.altered = vec!["FLOWS".into()];
+    world.write_state();
+    assert_eq!(State::read(folder.path()).expect("read").expect("written"), world.state);
+}
+
+#[test]
+fn a_fault_of_the_named_interfaces_is_told_with_its_place() {
+    let (mut world, _folder) = world(empty(), &[]);
+    let text = "interfaces = [\"eth3\", \"wg0\"]\n[[service]]\nname = \"a\"\n\
+                listen = [{ address = \"192.0.2.53\", port = 53, protocols = [\"udp\"] }]\nbackends = [\"10.0.0.2\"]\n";
+    let error = world.begin(read(text), &lab()).expect_err("nothing comes in by wg0");
+    assert_eq!(
+        error.to_string(),
+        "evenkeel.toml:1:23: clients cannot be balanced at wg0: it has no link-layer addresses; name those that they \
+         come in by instead"
+    );
 }
 
 #[test]

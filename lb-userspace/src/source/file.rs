@@ -41,12 +41,16 @@ pub struct Places {
 }
 
 impl Places {
-    fn new(file: &str, text: &str, draft: &Draft) -> Self {
+    fn new(file: &str, lines: &Lines<'_>, draft: &Draft) -> Self {
         let mut parts = BTreeMap::new();
+        for interface in &draft.interfaces {
+            let part = Part::Interface(interface.value.clone());
+            parts.entry((String::new(), part)).or_insert_with(|| lines.position(interface.place));
+        }
         for service in &draft.services {
             let Some(name) = &service.name else { continue };
             let mut note = |part, place| {
-                parts.entry((name.value.clone(), part)).or_insert_with(|| position(text, place));
+                parts.entry((name.value.clone(), part)).or_insert_with(|| lines.position(place));
             };
             note(Part::Whole, service.place);
             for item in service.listens.iter().flat_map(|list| &list.items) {
@@ -56,7 +60,7 @@ impl Places {
                 note(Part::Backend(target.value), target.place);
             }
         }
-        let limits = draft.limit_places.iter().map(|(limit, place)| (*limit, position(text, *place))).collect();
+        let limits = draft.limit_places.iter().map(|(limit, place)| (*limit, lines.position(*place))).collect();
         Self { file: file.to_owned(), parts, limits }
     }
 
@@ -91,10 +95,11 @@ pub fn load(path: &Path, host: &Host) -> Result<Loaded, FileError> {
 /// # Errors
 /// When it has any fault: all of them.
 pub fn parse(file: &str, text: &str, host: &Host) -> Result<Loaded, FileError> {
+    let positions = Lines::new(text);
     let complain = |faults: &[Fault], of_warnings: bool| -> Vec<Complaint> {
         let mut told: Vec<_> = faults.iter().filter(|fault| fault.what.is_warning() == of_warnings).collect();
         told.sort_by_key(|fault| fault.place);
-        told.into_iter().map(|fault| Complaint::new(file, text, fault)).collect()
+        told.into_iter().map(|fault| Complaint::new(file, &positions, fault)).collect()
     };
     let (draft, settings, mut faults) =
         reader::read(text, host).map_err(|faults| FileError::Refused(complain(&faults, false)))?;
@@ -102,7 +107,7 @@ pub fn parse(file: &str, text: &str, host: &Host) -> Result<Loaded, FileError> {
     faults.extend(more);
     let refusals = complain(&faults, false);
     if refusals.is_empty() {
-        let places = Places::new(file, text, &draft);
+        let places = Places::new(file, &positions, &draft);
         Ok(Loaded { desired, settings, warnings: complain(&faults, true), places })
     } else {
         Err(FileError::Refused(refusals))
@@ -145,8 +150,8 @@ pub struct Complaint {
 }
 
 impl Complaint {
-    fn new(file: &str, text: &str, fault: &Fault) -> Self {
-        let (line, column) = position(text, fault.place);
+    fn new(file: &str, lines: &Lines<'_>, fault: &Fault) -> Self {
+        let (line, column) = lines.position(fault.place);
         let message = fault.what.to_string();
         Self { file: file.to_owned(), line, column, service: fault.service.clone(), message }
     }
@@ -162,10 +167,29 @@ impl fmt::Display for Complaint {
     }
 }
 
-fn position(text: &str, Place(offset): Place) -> (usize, usize) {
-    let before = text.get(..offset).unwrap_or(text);
-    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+/// The lines of a text, to find many places in it.
+struct Lines<'t> {
+    text: &'t str,
+    /// Where each begins.
+    starts: Vec<usize>,
+    /// A character is a byte, so that columns need not be counted.
+    is_ascii: bool,
+}
+
+impl<'t> Lines<'t> {
+    fn new(text: &'t str) -> Self {
+        let starts = [0].into_iter().chain(text.match_indices('\n').map(|(newline, _)| newline + 1)).collect();
+        Self { text, starts, is_ascii: text.is_ascii() }
+    }
+
+    /// The line and the column, both from 1.
+    fn position(&self, Place(offset): Place) -> (usize, usize) {
+        let offset = if self.text.is_char_boundary(offset) { offset } else { self.text.len() };
+        let line = self.starts.partition_point(|start| *start <= offset);
+        let start = self.starts[line - 1];
+        let column = if self.is_ascii { offset - start } else { self.text[start..offset].chars().count() };
+        (line, column + 1)
+    }
 }
 
 impl Host {
@@ -175,12 +199,20 @@ impl Host {
     /// When `/sys` cannot be read.
     pub fn of_this_machine() -> io::Result<Self> {
         let possible = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
-        let mut interfaces = BTreeSet::new();
-        for entry in std::fs::read_dir("/sys/class/net")? {
-            interfaces.extend(entry?.file_name().into_string());
-        }
-        Ok(Self { cpus: cpus(&possible), interfaces: Some(interfaces) })
+        Ok(Self { cpus: cpus(&possible), interfaces: Some(interfaces(Path::new("/sys/class/net"))?) })
     }
+}
+
+/// The names of folders: beside the interfaces there lies `bonding_masters`, a file.
+fn interfaces(folder: &Path) -> io::Result<BTreeSet<String>> {
+    let mut interfaces = BTreeSet::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.path().is_dir() {
+            interfaces.extend(entry.file_name().into_string());
+        }
+    }
+    Ok(interfaces)
 }
 
 /// The number of CPUs in a list such as `0-3,5`.

@@ -13,7 +13,7 @@ struct Demo {
     /// Leave the lab up, and print what to try in it
     #[arg(long, conflicts_with = "down")]
     keep: bool,
-    /// Remove the labs that were kept
+    /// Remove the labs that were kept, or left by a demo that was killed
     #[arg(long)]
     down: bool,
 }

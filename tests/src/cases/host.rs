@@ -1,11 +1,12 @@
 //! Cases on the host: the data path's library with maps in memory.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context, Result};
 use lb_common::{
     addr::Addr,
     backend::{Backend, BackendState},
+    flow::{FlowState, Word},
     reason::Reason,
 };
 use lb_ebpf::{
@@ -35,6 +36,19 @@ impl Default for Host {
         let link = Link { destination: words(REPLY_LINK.0), source: words(REPLY_LINK.1) };
         maps.route = Route::Link { ifindex: 1, link };
         Self { maps }
+    }
+}
+
+impl Host {
+    /// How many ways of the flow table the busiest client's port has in use, of the 16 it can have. Who is evicted when
+    /// there are no more hangs on the clock and on the secret, which every machine has of its own.
+    pub fn most_flows(&self) -> usize {
+        let mut flows: BTreeMap<[u64; 3], usize> = BTreeMap::new();
+        let ways = self.maps.flows.iter().flat_map(|bucket| bucket.words.iter().zip(&bucket.entries));
+        for (_, entry) in ways.filter(|(word, _)| Word(word.load()).state() != FlowState::Free) {
+            *flows.entry([entry[0].load(), entry[1].load(), entry[2].load() << 32]).or_default() += 1;
+        }
+        flows.into_values().max().unwrap_or(0)
     }
 }
 

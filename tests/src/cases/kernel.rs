@@ -28,6 +28,8 @@ use crate::process::output;
 pub struct Kernel {
     bpf: Bpf,
     plan: Plan,
+    /// What the last packet's look at the counters found, while nothing but packets may have come after it.
+    counted: Option<BTreeMap<Reason, u64>>,
     _folder: tempfile::TempDir,
 }
 
@@ -92,11 +94,12 @@ impl Kernel {
         let pins = Pins::new(Path::new(PINS).join(name.to_string_lossy().trim_start_matches('.')));
         let options = Options { pins, state: folder.path().to_owned(), capacity };
         let (bpf, _) = Bpf::open_or_create(&options)?;
-        Ok(Self { bpf, plan: Plan::default(), _folder: folder })
+        Ok(Self { bpf, plan: Plan::default(), counted: None, _folder: folder })
     }
 
     /// The data path itself.
     pub fn bpf(&mut self) -> &mut Bpf {
+        self.counted = None;
         &mut self.bpf
     }
 
@@ -121,17 +124,26 @@ impl Machine for Kernel {
 
     fn set_state(&mut self, backend: IpAddr, state: BackendState) -> Result<()> {
         let address = Addr::from(backend);
-        let named = self.plan.tables.backends.iter().filter(|(_, record)| record.key.address == address);
-        let changes: Vec<Change> = named.map(|(id, _)| Change::SetBackendState(*id, state)).collect();
+        let mut changes = Vec::new();
+        for (id, record) in self.plan.tables.backends.iter_mut().filter(|(_, record)| record.key.address == address) {
+            // The next plan differs in this, and puts the state right.
+            record.state = state;
+            changes.push(Change::SetBackendState(*id, state));
+        }
         ensure!(!changes.is_empty(), "no backend {backend}");
         Ok(self.bpf.apply(&changes)?)
     }
 
     fn run(&mut self, at: Program, bytes: &[u8]) -> Result<Outcome> {
-        let before = self.reasons()?;
+        let before = match self.counted.take() {
+            Some(counted) => counted,
+            None => self.reasons()?,
+        };
         let (verdict, after) = self.bpf.run_once(at, bytes)?;
-        let counted: Vec<Reason> =
-            self.reasons()?.into_iter().filter(|(reason, n)| before.get(reason) != Some(n)).map(|(r, _)| r).collect();
+        let now = self.reasons()?;
+        let moved = now.iter().filter(|(reason, count)| before.get(reason) != Some(count));
+        let counted: Vec<Reason> = moved.map(|(reason, _)| *reason).collect();
+        self.counted = Some(now);
         let outcome = match (verdict, counted.as_slice()) {
             (TC_ACT_REDIRECT, []) => Outcome::Redirected(after),
             (TC_ACT_UNSPEC, []) => Outcome::Passed(after),

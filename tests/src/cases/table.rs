@@ -26,6 +26,7 @@ struct Ends {
     backend: &'static str,
     other_backend: &'static str,
     other_frontend: &'static str,
+    unforwarded: &'static str,
 }
 
 const V4: Ends = Ends {
@@ -34,6 +35,7 @@ const V4: Ends = Ends {
     backend: BACKEND4,
     other_backend: "10.100.13.3",
     other_frontend: "10.9.0.3",
+    unforwarded: "127.0.0.1",
 };
 const V6: Ends = Ends {
     client: CLIENT6,
@@ -41,6 +43,7 @@ const V6: Ends = Ends {
     backend: BACKEND6,
     other_backend: "fd00:100:13::3",
     other_frontend: "fd00:9::3",
+    unforwarded: "fe80::1",
 };
 
 impl Ends {
@@ -210,6 +213,27 @@ fn flows(ends: &Ends, name: Name) -> Vec<Case> {
         .sends(ends.returned().udp(53, 4000))
             .packet(ends.query().tcp(4000, 53))
             .sends(ends.forwarded().tcp(4000, 53)),
+        Case::new(name("a removed backend gets no connection that opens, v4", "a removed backend gets no connection that opens, v6"))
+            .given(&ends.two_backends("selector = \"nth\""))
+            .packet(ends.query().tcp(4000, 53).syn())
+            .sends(ends.forwarded().tcp(4000, 53).syn())
+            .backend_is(ends.backend, BackendState::UdpGone)
+            // Nobody has answered it, so the client asks again.
+            .packet(ends.query().tcp(4000, 53).syn())
+            .sends(other().tcp(4000, 53).syn()),
+        Case::new(name("a drained backend gets no reused port, v4", "a drained backend gets no reused port, v6"))
+            .given(&ends.two_backends("selector = \"nth\""))
+            .packet(ends.query().tcp(4000, 53).syn())
+            .sends(ends.forwarded().tcp(4000, 53).syn())
+            .reply(ends.answer().tcp(53, 4000).flags(0x12))
+            .sends(ends.returned().tcp(53, 4000).flags(0x12))
+            .packet(ends.query().tcp(4000, 53))
+            .sends(ends.forwarded().tcp(4000, 53))
+            .backend_is(ends.backend, BackendState::Drain)
+            .packet(ends.query().tcp(4000, 53))
+            .sends(ends.forwarded().tcp(4000, 53))
+            .packet(ends.query().tcp(4000, 53).syn())
+            .sends(other().tcp(4000, 53).syn()),
         Case::new(name("a drained backend keeps its flows, v4", "a drained backend keeps its flows, v6"))
             .given(&ends.two_backends("selector = \"rr\""))
             .packet(ends.query().udp(4000, 53))
@@ -232,6 +256,18 @@ fn flows(ends: &Ends, name: Name) -> Vec<Case> {
             .sends(ends.returned().tcp(53, 4000).flags(0x14))
             .packet(ends.query().tcp(4000, 53).syn())
             .sends(other().tcp(4000, 53).syn()),
+        Case::new(name("however seldom it is chosen, another backend takes what clashes, v4", "however seldom it is chosen, another backend takes what clashes, v6"))
+            .given(&format!(
+                "name = \"dns\"\nlisten = [{{ address = \"{}\", port = 53, protocols = [\"udp\"] }}, \
+                 {{ address = \"{}\", port = 53, protocols = [\"udp\"] }}]\nselector = \"nth\"\nrules = [{}{{ every = 1, packet = 0, \
+                 backend = \"{}\" }}]",
+                ends.frontend, ends.other_frontend,
+                format!("{{ every = 1, packet = 0, backend = \"{}\" }}, ", ends.backend).repeat(16), ends.other_backend
+            ))
+            .packet(ends.query().udp(4000, 53))
+            .sends(ends.forwarded().udp(4000, 53))
+            .packet(eth().between(ends.client, ends.other_frontend).udp(4000, 53))
+            .sends(other().udp(4000, 53)),
         Case::new(name("a second frontend's flow goes to another backend, v4", "a second frontend's flow goes to another backend, v6"))
             .given(&format!(
                 "name = \"dns\"\nlisten = [{{ address = \"{}\", port = 53, protocols = [\"udp\"] }}, \
@@ -441,6 +477,26 @@ fn refusals(ends: &Ends, name: Name) -> Vec<Case> {
         .reply(ends.answer().link([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 1]).udp(53, 4000))
         .sends(ends.returned().udp(53, 4000)),
         Case::new(name(
+            "a packet that ends before its frame does is judged by its own length, v4",
+            "a packet that ends before its frame does is judged by its own length, v6",
+        ))
+        .given(&ends.one_backend(""))
+        .packet(ends.query().raw(UDP).payload(&[0; 7]).padded(60))
+        .is(Reason::Truncated)
+        .packet(ends.query().raw(Protocol::TCP).payload(&[0; 19]).padded(60))
+        .is(Reason::Truncated)
+        .packet(ends.query().udp(4000, 53).padded(60))
+        .sends(ends.forwarded().udp(4000, 53).padded(60)),
+        Case::new(name(
+            "a sender that no router forwards for is left alone, v4",
+            "a sender that no router forwards for is left alone, v6",
+        ))
+        .given(&ends.one_backend(""))
+        .packet(eth().between(ends.unforwarded, ends.frontend).udp(4000, 53))
+        .is(Reason::SourceScope)
+        .packet(eth().between(ends.unforwarded, ends.frontend).tcp(4000, 53).syn())
+        .is(Reason::SourceScope),
+        Case::new(name(
             "a packet cut within its headers is left alone, v4",
             "a packet cut within its headers is left alone, v6",
         ))
@@ -503,5 +559,11 @@ fn ipv6_only() -> Vec<Case> {
             .given(&ends.one_backend(""))
             .packet(ends.query().extension(0).extension(43).udp(4000, 53))
             .sends(ends.forwarded().extension(0).extension(43).udp(4000, 53)),
+        Case::new("a mapped address is not the ipv4 frontend's")
+            .given(&V4.one_backend(""))
+            .packet(eth().ipv6(CLIENT6, "::ffff:10.9.0.2").udp(4000, 53))
+            .is(Reason::Malformed)
+            .packet(eth().ipv6("::ffff:10.9.0.1", FRONTEND6).udp(4000, 53))
+            .is(Reason::Malformed),
     ]
 }

@@ -17,7 +17,7 @@ use self::table::{Cell, Paint, Row};
 use crate::{
     ask::{Answers, Ask, Ports},
     bind::{Arrivals, Bind, WHO},
-    cleanup,
+    cleanup::{self, Left},
     engine::Engine,
     evenkeel::Evenkeel,
     lab::{FRONTENDS, Lab, Layout},
@@ -61,17 +61,24 @@ pub fn run(options: Options) -> Result<bool> {
     Ok(is_fine)
 }
 
-/// Removes the labs that `--keep` left, and says how many.
+/// Removes the labs that `--keep` or a killed process left, and says how many.
 ///
 /// # Errors
 /// One of them does not go.
 pub fn take_down() -> Result<()> {
-    match cleanup::remove_kept()? {
-        0 => println!("no lab was kept"),
-        1 => println!("the kept lab is removed"),
-        many => println!("{many} kept labs are removed"),
-    }
+    println!("{}", taken_down(cleanup::remove_left()?));
     Ok(())
+}
+
+fn taken_down(left: Left) -> String {
+    let labs = |count: usize, what: &str| match count {
+        0 => None,
+        1 => Some(format!("1 lab that {what}")),
+        many => Some(format!("{many} labs that {what}")),
+    };
+    let removed = [labs(left.kept, "--keep left"), labs(left.orphans, "a killed process left")];
+    let removed: Vec<_> = removed.into_iter().flatten().collect();
+    if removed.is_empty() { "no lab was left".to_owned() } else { format!("removed {}", removed.join(" and ")) }
 }
 
 /// How many queries each round asks.
@@ -347,5 +354,22 @@ fn progress(what: &str) {
     if stderr.is_terminal() && io::stdout().is_terminal() {
         // The cursor goes back to the line's start, for whoever prints next.
         let _ = write!(stderr.lock(), "\r\x1b[K{what} …\r");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_taken_down_is_told() {
+        for (kept, orphans, expected) in [
+            (0, 0, "no lab was left"),
+            (1, 0, "removed 1 lab that --keep left"),
+            (0, 2, "removed 2 labs that a killed process left"),
+            (2, 1, "removed 2 labs that --keep left and 1 lab that a killed process left"),
+        ] {
+            assert_eq!(taken_down(Left { kept, orphans }), expected);
+        }
     }
 }

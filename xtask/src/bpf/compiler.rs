@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{bpf, versions};
+use crate::{
+    bpf::{self, linker},
+    versions,
+};
 
 /// Names a compiler outright, before all that is found.
 pub const EXPLICIT: &str = "EVENKEEL_BPF_RUSTC";
@@ -24,6 +27,8 @@ pub struct Machine {
     pub nightly: Option<Rustc>,
     /// The distribution's compiler, when another one is running.
     pub system: Option<Rustc>,
+    /// Whether `EVENKEEL_BPF_LINKER` names a linker, whose LLVM its user knows and we do not.
+    pub has_own_linker: bool,
 }
 
 /// A compiler, and what of BPF comes with it.
@@ -69,12 +74,26 @@ impl fmt::Display for Choice {
 ///
 /// When nothing fits: the message lists what was looked at, and what each lacks.
 pub fn choose(machine: &Machine) -> Result<Choice> {
-    let Machine { explicit, running, nightly, system } = machine;
-    if let Some(rustc) = explicit {
+    if let Some(rustc) = &machine.explicit {
         return with_any(rustc, "EVENKEEL_BPF_RUSTC names it").with_context(|| {
             format!("{}, which {EXPLICIT} names, has neither a core library for BPF nor rust-src", rustc.path.display())
         });
     }
+    // Those that the linker fits first, so that a linker which is named changes nothing where one of them is.
+    in_order(machine, |rustc| is_linkable(rustc.llvm))
+        .or_else(|| in_order(machine, |_| machine.has_own_linker))
+        .with_context(|| format!("no compiler can build for BPF: {}", lacks(machine)))
+}
+
+/// Returns whether the pinned linker is built with this LLVM, and so reads what a compiler with it writes.
+pub fn is_linkable(llvm: u32) -> bool {
+    versions::BPF_LINKER_LLVM.contains(&llvm)
+}
+
+fn in_order(machine: &Machine, fits: impl Fn(&Rustc) -> bool) -> Option<Choice> {
+    let fitting = |rustc: &Option<Rustc>| rustc.clone().filter(|rustc| fits(rustc));
+    let (running, nightly, system) =
+        (&fitting(&machine.running), &fitting(&machine.nightly), &fitting(&machine.system));
     // A machine with the distribution's packages only.
     with_library(running, "the running compiler, which has a core library for BPF")
         // A toolchain of rustup's to which rust-src was added.
@@ -82,7 +101,6 @@ pub fn choose(machine: &Machine) -> Result<Choice> {
         .or_else(|| with_source(nightly, "nightly, which has rust-src to build core from"))
         // rustup is there without rust-src, and so are the distribution's packages.
         .or_else(|| with_library(system, "the distribution's compiler, which has a core library for BPF"))
-        .with_context(|| format!("no compiler can build for BPF: {}", lacks(machine)))
 }
 
 fn with_any(rustc: &Rustc, why: &'static str) -> Option<Choice> {
@@ -102,14 +120,25 @@ fn with_source(rustc: &Option<Rustc>, why: &'static str) -> Option<Choice> {
 
 /// Says, route by route, why it is not taken.
 fn lacks(machine: &Machine) -> String {
-    let name = |rustc: &Option<Rustc>, lack: &str, none: &str| match rustc {
+    let name = |rustc: &Option<Rustc>, is_equipped: fn(&Rustc) -> bool, lack: &str, none: &str| match rustc {
+        Some(rustc) if is_equipped(rustc) => format!(
+            "{} ({}) has LLVM {}, and bpf-linker {} is built here with {:?}",
+            rustc.path.display(),
+            rustc.release,
+            rustc.llvm,
+            versions::BPF_LINKER,
+            versions::BPF_LINKER_LLVM
+        ),
         Some(rustc) => format!("{} ({}) has {lack}", rustc.path.display(), rustc.release),
         None => none.to_owned(),
     };
+    let has_either = |rustc: &Rustc| rustc.has_library || rustc.has_source;
+    let none_of_the_system = "there is no compiler of the distribution's besides";
     [
-        name(&machine.running, "neither a core library for BPF nor rust-src", "no rustc runs"),
-        name(&machine.nightly, "no rust-src", "there is no nightly toolchain"),
-        name(&machine.system, "no core library for BPF", "there is no compiler of the distribution's besides"),
+        name(&machine.running, has_either, "neither a core library for BPF nor rust-src", "no rustc runs"),
+        name(&machine.nightly, |rustc| rustc.has_source, "no rust-src", "there is no nightly toolchain"),
+        name(&machine.system, |rustc| rustc.has_library, "no core library for BPF", none_of_the_system),
+        format!("{EXPLICIT} can name another one"),
     ]
     .join("; ")
 }
@@ -128,7 +157,8 @@ pub fn probe() -> Result<Machine> {
     let running = describe(Path::new(&env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))).ok();
     let nightly = running.as_ref().and_then(|rustc| nightly_beside(&rustc.sysroot));
     let system = describe(Path::new("/usr/bin/rustc")).ok().filter(|system| Some(system) != running.as_ref());
-    Ok(Machine { explicit, running, nightly, system })
+    let has_own_linker = env::var_os(linker::EXPLICIT).is_some();
+    Ok(Machine { explicit, running, nightly, system, has_own_linker })
 }
 
 /// rustup keeps its toolchains beside one another. Asking rustup itself could make it install one.
@@ -141,7 +171,9 @@ fn nightly_beside(sysroot: &Path) -> Option<Rustc> {
     found.retain(|path| path != sysroot);
     found.sort();
     let nightlies: Vec<Rustc> = found.iter().filter_map(|path| describe(&path.join("bin/rustc")).ok()).collect();
-    nightlies.iter().find(|rustc| rustc.has_source).or(nightlies.first()).cloned()
+    let with_source = || nightlies.iter().filter(|rustc| rustc.has_source);
+    let fitting = with_source().find(|rustc| is_linkable(rustc.llvm));
+    fitting.or(with_source().next()).or(nightlies.first()).cloned()
 }
 
 fn describe(rustc: &Path) -> Result<Rustc> {
@@ -194,7 +226,13 @@ mod tests {
             running: rustc("/rustup/rustc", true, true),
             nightly: rustc("/nightly/rustc", false, true),
             system: rustc("/usr/bin/rustc", true, false),
+            has_own_linker: false,
         }
+    }
+
+    /// The same with an LLVM that the linker is not built with.
+    fn newer(rustc: Option<Rustc>) -> Option<Rustc> {
+        rustc.map(|rustc| Rustc { llvm: 99, release: "1.199.0".into(), ..rustc })
     }
 
     #[test]
@@ -242,8 +280,38 @@ mod tests {
         assert_eq!(
             choose(&machine).unwrap_err().to_string(),
             "no compiler can build for BPF: /rustup/rustc (1.95.0) has neither a core library for BPF nor rust-src; \
-             there is no nightly toolchain; there is no compiler of the distribution's besides"
+             there is no nightly toolchain; there is no compiler of the distribution's besides; \
+             EVENKEEL_BPF_RUSTC can name another one"
         );
+    }
+
+    #[test]
+    fn a_compiler_whose_llvm_the_linker_does_not_fit_comes_after_all_that_it_fits() {
+        let all = Machine { explicit: None, ..everything() };
+        let running_newer = Machine { running: newer(all.running.clone()), ..all.clone() };
+        check(&running_newer, "/nightly/rustc", true);
+        let both_newer = Machine { nightly: newer(all.nightly.clone()), ..running_newer };
+        check(&both_newer, "/usr/bin/rustc", false);
+        check(&Machine { has_own_linker: true, ..both_newer }, "/usr/bin/rustc", false);
+    }
+
+    #[test]
+    fn where_the_linker_fits_no_compiler_the_way_out_is_told() {
+        let machine =
+            Machine { running: newer(rustc("/rustup/rustc", false, true)), nightly: None, ..Machine::default() };
+        assert_eq!(
+            choose(&machine).unwrap_err().to_string(),
+            "no compiler can build for BPF: /rustup/rustc (1.199.0) has LLVM 99, and bpf-linker 0.13.0 is built here \
+             with [22]; there is no nightly toolchain; there is no compiler of the distribution's besides; \
+             EVENKEEL_BPF_RUSTC can name another one"
+        );
+    }
+
+    #[test]
+    fn a_linker_or_a_compiler_that_is_named_is_taken_at_its_word() {
+        let newer_only = Machine { running: newer(rustc("/rustup/rustc", false, true)), ..Machine::default() };
+        check(&Machine { has_own_linker: true, ..newer_only.clone() }, "/rustup/rustc", true);
+        check(&Machine { explicit: newer(rustc("/opt/rustc", true, false)), ..newer_only }, "/opt/rustc", false);
     }
 
     #[test]

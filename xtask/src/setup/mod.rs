@@ -107,6 +107,10 @@ fn rust_src() -> Result<()> {
     if machine::find("rustup").is_none() {
         bail!("not installed");
     }
+    let running = compiler::probe()?.running;
+    if let Some(llvm) = running.map(|rustc| rustc.llvm).filter(|llvm| !compiler::is_linkable(*llvm)) {
+        bail!("its compiler has LLVM {llvm}, which bpf-linker is not built with here");
+    }
     eprintln!("setup: adding rust-src to the running toolchain, because core for BPF is built from it");
     let at_most = std::time::Duration::from_secs(60);
     step::bounded(

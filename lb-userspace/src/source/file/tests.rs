@@ -465,7 +465,7 @@ fn what_is_over_the_limits_is_told_with_the_memory_it_would_take() {
     });
     check(
         &format!("{}\nselector = \"wrr\"", dns(&format!("backends = [{}]", weights.collect::<Vec<_>>().join(", ")))),
-        "evenkeel.toml:4:12: service dns: the weights need 537599 slots, and a service has at most 524288; \
+        "evenkeel.toml:4:12: service dns: the weights need 539699 slots, and a service has at most 524288; \
          use smaller weights",
     );
 }
@@ -544,5 +544,46 @@ fn columns_count_characters() {
 fn lists_of_cpus_are_counted() {
     for (list, count) in [("0\n", 1), ("0-3\n", 4), ("0-1,4,6-7\n", 5), ("", 1)] {
         assert_eq!(cpus(list), count, "{list:?}");
+    }
+}
+
+#[test]
+fn a_label_of_addresses_is_no_interface() {
+    let listening = |name: &str| dns("backends = [\"10.0.0.2\"]").replace("address = \"192.0.2.53\"", name);
+    check(
+        &listening("interface = \"eth3:1\""),
+        "evenkeel.toml:3:25: service dns: `eth3:1` is a label of addresses on eth3; write interface = \"eth3\" for all \
+         of them, or the address itself",
+    );
+    check(
+        &format!("interfaces = [\"eth0\", \"eth3:web\"]\n{}", dns("backends = [\"10.0.0.2\"]")),
+        "evenkeel.toml:1:23: `eth3:web` is a label of addresses on eth3; write interfaces = [\"eth3\"]",
+    );
+    check(
+        &listening("interface = \"br0:1\""),
+        "evenkeel.toml:3:25: service dns: this host has no interface `br0:1`; it has eth0, eth3, lo",
+    );
+}
+
+#[test]
+fn only_folders_are_interfaces() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(folder.path().join("eth3")).expect("made");
+    std::os::unix::fs::symlink(folder.path().join("eth3"), folder.path().join("lan0")).expect("linked");
+    std::fs::write(folder.path().join("bonding_masters"), "bond0\n").expect("written");
+    assert_eq!(interfaces(folder.path()).expect("listed"), ["eth3", "lan0"].map(str::to_owned).into());
+}
+
+#[test]
+fn every_place_is_found() {
+    for text in ["one\n\nthree\n", "ä\n\nö = 5\n", ""] {
+        let lines = Lines::new(text);
+        let mut expected = (1, 1);
+        for (offset, character) in text.char_indices() {
+            assert_eq!(lines.position(Place(offset)), expected, "{offset} of {text:?}");
+            expected = if character == '\n' { (expected.0 + 1, 1) } else { (expected.0, expected.1 + 1) };
+        }
+        assert_eq!(lines.position(Place(text.len())), expected);
+        assert_eq!(lines.position(Place(text.len() + 1)), expected, "beyond the end");
     }
 }
