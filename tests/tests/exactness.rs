@@ -71,7 +71,7 @@ fn main() -> ExitCode {
 
 // A change is atomic.
 
-/// By each schedule, and over each family.
+/// Of each service: each schedule over each family has one.
 const CHANGES: usize = 100_000;
 /// Plans in one batch at most, each of which changes all services, so that it holds 256 changes. More of them make each
 /// plan slower, but there is a wait in each batch.
@@ -267,7 +267,7 @@ impl<'b> Writer<'b> {
 
     fn publish_all(&mut self) -> Result<()> {
         let (mut part, mut halves) = (0, [Half::First, Half::Second]);
-        while self.plans * 2 < CHANGES {
+        while self.plans < CHANGES {
             part = (part + 1) % PARTS;
             if part == 0 {
                 halves.reverse();
