@@ -2,16 +2,13 @@
 
 use std::{env, fs, path::Path, process::ExitCode};
 
-use xtask::{
-    bpf::{self, compiler, linker},
-    folders,
-};
+use xtask::{bpf, folders};
 
 fn main() -> ExitCode {
     for source in bpf::SOURCES {
         println!("cargo::rerun-if-changed={}", folders::workspace().join(source).display());
     }
-    for choice in [compiler::EXPLICIT, linker::EXPLICIT] {
+    for choice in [bpf::COMPILER_VARIABLE, bpf::LINKER_VARIABLE] {
         println!("cargo::rerun-if-env-changed={choice}");
     }
     match build() {

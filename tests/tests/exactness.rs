@@ -71,9 +71,9 @@ fn main() -> ExitCode {
 
 // A change is atomic.
 
-/// Of each service: each schedule over each family has one.
+/// Of each service.
 const CHANGES: usize = 100_000;
-/// Plans in one batch at most, each of which changes all services, so that it holds 256 changes. More of them make each
+/// Plans in one batch at most, each of which changes both services, so that it holds 256 changes. More of them make each
 /// plan slower, but there is a wait in each batch.
 const MOST: usize = 256 / WRITTEN.len();
 /// Writes of a batch before the writer is interrupted, anywhere in a change, so that many choices are made amid it.
@@ -87,8 +87,8 @@ const BACKENDS: usize = PARTS * 2 * IN_HALF;
 /// A backend's port is its number and this.
 const FIRST_PORT: u16 = 20_000;
 
-/// Two CPUs send to four services all the while, per packet and in new flows, over both families, and each plan changes
-/// all four. A batch of one plan goes from a set to one of another part, as the only change since the look before
+/// Two CPUs send to two services all the while, per packet over one family and in new flows over the other, and each plan
+/// changes both. A batch of one plan goes from a set to one of another part, as the only change since the look before
 /// and until the look after it; the batch that follows goes back and forth between two sets of that part. After each
 /// batch and its wait, the kernel's own count of each backend's choices may have grown only for the two sets, whose
 /// backends are few and no others' of the same service. Sets are of several sizes and selectors; policies and runs are
@@ -190,12 +190,7 @@ fn bound(to: SocketAddr, port: u16) -> Result<UdpSocket> {
 }
 
 /// The services that are changed.
-const WRITTEN: [(Family, Schedule); 4] = [
-    (Family::V4, Schedule::PerPacket),
-    (Family::V4, Schedule::PerFlow),
-    (Family::V6, Schedule::PerPacket),
-    (Family::V6, Schedule::PerFlow),
-];
+const WRITTEN: [(Family, Schedule); 2] = [(Family::V4, Schedule::PerPacket), (Family::V6, Schedule::PerFlow)];
 
 fn frontend(family: Family, schedule: Schedule) -> SocketAddr {
     let port = match schedule {
@@ -227,7 +222,7 @@ enum Half {
     Second,
 }
 
-/// The publisher as the controller has it, for the four services.
+/// The publisher as the controller has it, for both services.
 struct Writer<'b> {
     bpf: &'b mut Bpf,
     load: &'b Load,

@@ -12,10 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use xtask::{
-    bpf::{self, linker},
-    folders,
-};
+use xtask::{bpf, folders};
 
 use crate::{
     machine,
@@ -258,7 +255,7 @@ impl Copy {
         command.args(arguments).current_dir(&self.source);
         // What the compiler said is worth reading only when a mutant does not build.
         let said = fs::File::create(&self.said).with_context(|| format!("{} cannot be made", self.said.display()))?;
-        command.stderr(said).env("CARGO_TARGET_DIR", &self.build).env(linker::EXPLICIT, &self.linker);
+        command.stderr(said).env("CARGO_TARGET_DIR", &self.build).env(bpf::LINKER_VARIABLE, &self.linker);
         command.env("EVENKEEL_BIN", self.build.join("debug/evenkeel"));
         Ok(for_each_line(&mut command, |line| seen.line(line))?.success())
     }

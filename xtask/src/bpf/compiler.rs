@@ -9,12 +9,9 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    bpf::{self, linker},
+    bpf::{self, COMPILER_VARIABLE, LINKER_VARIABLE},
     versions,
 };
-
-/// Names a compiler outright, before all that is found.
-pub const EXPLICIT: &str = "EVENKEEL_BPF_RUSTC";
 
 /// What the machine has that could compile for BPF.
 #[derive(Clone, Debug, Default)]
@@ -76,7 +73,10 @@ impl fmt::Display for Choice {
 pub fn choose(machine: &Machine) -> Result<Choice> {
     if let Some(rustc) = &machine.explicit {
         return with_any(rustc, "EVENKEEL_BPF_RUSTC names it").with_context(|| {
-            format!("{}, which {EXPLICIT} names, has neither a core library for BPF nor rust-src", rustc.path.display())
+            format!(
+                "{}, which {COMPILER_VARIABLE} names, has neither a core library for BPF nor rust-src",
+                rustc.path.display()
+            )
         });
     }
     // Those that the linker fits first, so that a linker which is named changes nothing where one of them is.
@@ -138,7 +138,7 @@ fn lacks(machine: &Machine) -> String {
         name(&machine.running, has_either, "neither a core library for BPF nor rust-src", "no rustc runs"),
         name(&machine.nightly, |rustc| rustc.has_source, "no rust-src", "there is no nightly toolchain"),
         name(&machine.system, |rustc| rustc.has_library, "no core library for BPF", none_of_the_system),
-        format!("{EXPLICIT} can name another one"),
+        format!("{COMPILER_VARIABLE} can name another one"),
     ]
     .join("; ")
 }
@@ -149,15 +149,17 @@ fn lacks(machine: &Machine) -> String {
 ///
 /// When the compiler that `EVENKEEL_BPF_RUSTC` names does not run.
 pub fn probe() -> Result<Machine> {
-    let explicit = match env::var_os(EXPLICIT) {
-        Some(path) => Some(describe(Path::new(&path)).with_context(|| format!("{EXPLICIT} names no compiler"))?),
+    let explicit = match env::var_os(COMPILER_VARIABLE) {
+        Some(path) => {
+            Some(describe(Path::new(&path)).with_context(|| format!("{COMPILER_VARIABLE} names no compiler"))?)
+        }
         None => None,
     };
     // In a build script cargo says which compiler it uses.
     let running = describe(Path::new(&env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))).ok();
     let nightly = running.as_ref().and_then(|rustc| nightly_beside(&rustc.sysroot));
     let system = describe(Path::new("/usr/bin/rustc")).ok().filter(|system| Some(system) != running.as_ref());
-    let has_own_linker = env::var_os(linker::EXPLICIT).is_some();
+    let has_own_linker = env::var_os(LINKER_VARIABLE).is_some();
     Ok(Machine { explicit, running, nightly, system, has_own_linker })
 }
 

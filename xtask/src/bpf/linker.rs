@@ -10,12 +10,9 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    bpf::{self, compiler::Rustc},
+    bpf::{self, LINKER_VARIABLE, compiler::Rustc},
     folders, versions,
 };
-
-/// Names a linker outright, before all that is found.
-pub const EXPLICIT: &str = "EVENKEEL_BPF_LINKER";
 
 /// Finds a linker of the pinned version that runs.
 ///
@@ -23,10 +20,10 @@ pub const EXPLICIT: &str = "EVENKEEL_BPF_LINKER";
 ///
 /// When there is none.
 pub fn find(llvm: u32) -> Result<PathBuf> {
-    if let Some(path) = env::var_os(EXPLICIT) {
+    if let Some(path) = env::var_os(LINKER_VARIABLE) {
         let path = PathBuf::from(path);
-        let version = version(&path).with_context(|| format!("{EXPLICIT} names no linker"))?;
-        ensure!(version == pinned(), "{EXPLICIT} names {version}, and {} is what this builds with", pinned());
+        let version = version(&path).with_context(|| format!("{LINKER_VARIABLE} names no linker"))?;
+        ensure!(version == pinned(), "{LINKER_VARIABLE} names {version}, and {} is what this builds with", pinned());
         return Ok(path);
     }
     let in_path = env::var_os("PATH").unwrap_or_default();

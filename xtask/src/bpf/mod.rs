@@ -28,6 +28,12 @@ pub struct Toolchain {
     pub linker: PathBuf,
 }
 
+/// Names a linker outright, before all that is found.
+pub const LINKER_VARIABLE: &str = "EVENKEEL_BPF_LINKER";
+
+/// Names a compiler outright, before all that is found.
+pub const COMPILER_VARIABLE: &str = "EVENKEEL_BPF_RUSTC";
+
 /// The package that holds the kernel half.
 const PACKAGE: &str = "lb-ebpf";
 

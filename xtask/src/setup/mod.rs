@@ -62,7 +62,7 @@ fn bpf_toolchain() -> Result<()> {
     // Each time, since nothing else tells which of several it is.
     eprintln!("setup: BPF compiler: {compiler}");
     if linker::find(compiler.rustc.llvm).is_err() {
-        if std::env::var_os(linker::EXPLICIT).is_some() {
+        if std::env::var_os(bpf::LINKER_VARIABLE).is_some() {
             linker::find(compiler.rustc.llvm)?;
         }
         eprintln!("setup: building bpf-linker, because the kernel half is linked with it");
@@ -78,7 +78,7 @@ fn compiler() -> Result<compiler::Choice> {
         Ok(choice) => return Ok(choice),
         Err(lack) => lack,
     };
-    if std::env::var_os(compiler::EXPLICIT).is_some() {
+    if std::env::var_os(bpf::COMPILER_VARIABLE).is_some() {
         return Err(lack);
     }
     eprintln!("setup: {lack:#}");

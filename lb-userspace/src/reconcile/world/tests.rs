@@ -1,14 +1,16 @@
 //! The order of things, on a data path in memory that writes down what is done to it.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, fs};
 
 use lb_common::{addr::Protocol, backend::Way};
 
 use super::*;
 use crate::{
     dataplane::{Counters, attach::AttachError, bpf::Program, memory::Memory},
-    model::{At, Choice, Listen, Schedule, Service, Target as Backend},
+    model::{At, Choice, Listen, Schedule, Service, Target as Backend, draft::Host},
     network::testing::{BR0, ETH3, V1, V3, ip, lab, mac, meet},
+    reconcile::Asker,
+    source::file,
 };
 
 /// A data path in memory, and what was done to it in order.
