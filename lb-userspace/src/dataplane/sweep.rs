@@ -311,14 +311,16 @@ mod tests {
         // lb_ebpf: `(state_ticks + SLACK).wrapping_sub(since_with_slack) >> 63`.
         let ticks = Ticks::new(250);
         let state = FlowState::HalfOpen;
+        let time_out = ticks.states[state.to_bits() as usize] as u32;
         for now in [0, 5, 1000, Tick::MASK] {
-            // From slightly ahead to long past the time-out of 12 ticks.
-            for back in 0..40 {
+            // From slightly ahead to past the time-out.
+            for back in 0..time_out + 10 {
                 let seen = (now + 3_u32).wrapping_sub(back) & Tick::MASK;
                 let word = Word::new(1, 1, state, Tick(seen));
                 let age = u64::from(Tick(now).since_with_slack(Tick(seen)));
-                let limit = ticks.states[state.to_bits() as usize] + u64::from(Tick::SLACK);
+                let limit = u64::from(time_out + Tick::SLACK);
                 assert_eq!(is_over(&ticks, Tick(now), word), limit.wrapping_sub(age) >> 63 == 1, "{seen} at {now}");
+                assert_eq!(is_over(&ticks, Tick(now), word), back > time_out + 3, "{seen} at {now}");
             }
         }
     }
