@@ -14,7 +14,8 @@ pub struct FragmentKey {
     pub destination: Addr,
     /// The identification field, as it lies in the packet.
     pub identification: u32,
-    /// The protocol inside for IPv4; zero for IPv6, whose fragments need not agree on it. A whole word: single bytes of padding are cleared by a call of a loop in BPF.
+    /// The protocol inside for IPv4; zero for IPv6, whose fragments need not agree on it. A whole word: single bytes of
+    /// padding are cleared by a call of a loop in BPF.
     pub protocol: u32,
 }
 

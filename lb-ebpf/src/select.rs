@@ -78,7 +78,7 @@ impl<'k> Chooser<'k> {
         }
     }
 
-    /// The slot at a position; after `tries` clashes another one, and all of the backends in turn.
+    /// The slot at a position; after `tries` clashes one of the others, which hold each backend, in turn.
     #[inline(always)]
     pub fn slot(&self, position: u64, tries: u64) -> Slot {
         let run = if tries == 0 { &self.run } else { &self.others };
