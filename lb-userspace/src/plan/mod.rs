@@ -237,7 +237,7 @@ impl<'a> Planner<'a> {
         self.room(before, service)?;
         let run = match kept {
             Some(_) => None,
-            None => Some(self.runs.take(length(&arrangement)).ok_or(NoRoom { what: "slots", limit: Limit::Slots })?),
+            None => Some(self.runs.take(arrangement.words()).ok_or(NoRoom { what: "slots", limit: Limit::Slots })?),
         };
         // From here on everything fits.
         let id = before.unwrap_or_else(|| {
@@ -406,16 +406,12 @@ impl<'a> Planner<'a> {
             Schedule::PerFlow => mixed,
             Schedule::PerPacket => mixed | Policy::PER_PACKET,
         };
-        let count = match &arrangement.slots {
-            Slots::Random(slots) | Slots::Cursor(slots) => slots.len(),
-            Slots::Chain(rules) => rules.len(),
-        };
         Policy {
             index: arrangement.slots.index().to_word(),
             flags,
             slots_chunk: run.chunk,
             slots_start: run.start,
-            slots_count: count as u32,
+            slots_count: arrangement.slots.count() as u32,
             service: id,
             others_count: arrangement.others.len() as u32,
             zero: [0; 9],
@@ -551,18 +547,9 @@ const fn use_of(schedule: Schedule) -> u32 {
     }
 }
 
-/// Words of `SLOTS` that an arrangement takes.
-fn length(arrangement: &Arrangement<SocketKey>) -> usize {
-    let chosen_from = match &arrangement.slots {
-        Slots::Random(slots) | Slots::Cursor(slots) => slots.len(),
-        Slots::Chain(rules) => rules.len() * NthRule::WORDS,
-    };
-    chosen_from + arrangement.others.len()
-}
-
-/// Those words; nothing if a backend has no slot.
+/// The words of `SLOTS` of an arrangement; nothing if a backend has no slot.
 fn words(arrangement: &Arrangement<SocketKey>, slot: impl Fn(&SocketKey) -> Option<Slot>) -> Option<Vec<u64>> {
-    let mut words = Vec::with_capacity(length(arrangement));
+    let mut words = Vec::with_capacity(arrangement.words());
     match &arrangement.slots {
         Slots::Random(keys) | Slots::Cursor(keys) => {
             for key in keys {

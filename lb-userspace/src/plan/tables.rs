@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use lb_common::{
     addr::{Port, Protocol},
     backend::{BackendId, BackendState, Endpoint, EndpointId, Way},
-    selector::NthRule,
-    service::{Frontend, FrontendId, FrontendInfo, Index, Policy, PolicyId, ServiceId, ServiceWord, SocketKey},
+    service::{Frontend, FrontendId, FrontendInfo, Policy, PolicyId, ServiceId, ServiceWord, SocketKey},
 };
+
+use crate::selector::words_each;
 
 /// The content of all maps that configuration decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,12 +64,7 @@ impl Run {
 /// Words at the beginning of a policy's run that its choices are made from; `None` for a policy no one wrote. The others
 /// follow, a word each.
 pub fn choice_words(policy: &Policy) -> Option<usize> {
-    let count = policy.slots_count as usize;
-    policy.index().map(|index| match index {
-        Index::Random => count,
-        Index::Cursor => count,
-        Index::Chain => count * NthRule::WORDS,
-    })
+    policy.index().map(|index| policy.slots_count as usize * words_each(index))
 }
 
 /// A record of `BACKENDS`, typed.

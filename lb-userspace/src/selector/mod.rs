@@ -32,7 +32,22 @@ pub enum Slots<T> {
     Chain(Vec<Rule<T>>),
 }
 
+impl<T> Arrangement<T> {
+    /// Words of `SLOTS` that it takes.
+    pub fn words(&self) -> usize {
+        self.slots.count() * words_each(self.slots.index()) + self.others.len()
+    }
+}
+
 impl<T> Slots<T> {
+    /// How many there are, or how many rules.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Random(slots) | Self::Cursor(slots) => slots.len(),
+            Self::Chain(rules) => rules.len(),
+        }
+    }
+
     /// The kernel's function for it.
     pub fn index(&self) -> Index {
         match self {
@@ -40,6 +55,15 @@ impl<T> Slots<T> {
             Self::Cursor(_) => Index::Cursor,
             Self::Chain(_) => Index::Chain,
         }
+    }
+}
+
+/// Words of `SLOTS` that a slot or rule takes.
+pub fn words_each(index: Index) -> usize {
+    match index {
+        Index::Random => 1,
+        Index::Cursor => 1,
+        Index::Chain => NthRule::WORDS,
     }
 }
 
@@ -124,11 +148,7 @@ mod tests {
         ] {
             let arrangement = arrange(&choice);
             assert_eq!(arrangement.others, expected, "{choice:?}");
-            let words = match &arrangement.slots {
-                Slots::Random(slots) | Slots::Cursor(slots) => slots.len(),
-                Slots::Chain(rules) => rules.len() * NthRule::WORDS,
-            };
-            assert_eq!(slots_needed(&choice), (words + expected.len()) as u64, "{choice:?}");
+            assert_eq!(slots_needed(&choice), arrangement.words() as u64, "{choice:?}");
         }
     }
 }
