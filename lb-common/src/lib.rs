@@ -8,6 +8,7 @@ pub mod addr;
 pub mod service;
 pub mod selector;
 pub mod backend;
+pub mod device;
 pub mod flow;
 pub mod reply;
 pub mod fragment;

@@ -3,6 +3,7 @@
 use lb_common::{
     addr::{Addr, Family},
     backend::{Backend, BackendId, Endpoint},
+    device::Abilities,
     flow::{self, Tick},
     fragment::{FragmentKey, FragmentRecord},
     hash::SecretWords,
@@ -12,7 +13,7 @@ use lb_common::{
     stats::{ServiceStats, Traffic},
 };
 
-use crate::{atomic::Shared, packet::Link};
+use crate::{atomic::Shared, hop::HopRecord, packet::Link};
 
 /// The maps, the clock and the routes.
 pub trait Kernel {
@@ -79,8 +80,20 @@ pub trait Kernel {
     /// Adds to a service's counters.
     fn count_service(&self, id: ServiceId, stats: &ServiceStats);
 
-    /// How a packet from a frontend reaches its client.
+    /// How a packet goes on, as the routes say.
     fn route(&self, query: &RouteQuery) -> Route;
+    /// The number of the device that the packet came in by.
+    fn arrived_by(&self) -> u32;
+    /// What a device does with packets that XDP hands to it.
+    fn abilities(&self, ifindex: u32) -> Abilities;
+    /// Counts the changes of the network that the controller has seen.
+    fn network_version(&self) -> u32;
+    /// This CPU's record of the hop to a backend.
+    fn backend_hop(&self, id: BackendId) -> Option<&HopRecord>;
+    /// One of this CPU's records of hops to clients.
+    fn client_hop(&self, place: u32) -> Option<&HopRecord>;
+    /// Keeps what fits where the packet at hand does not, for the answer to its sender.
+    fn note_mtu(&self, mtu: u32);
 }
 
 /// Gives `number` back. The kernel's verifier forgets what it knew of it, so that paths that differ in nothing else are
@@ -119,15 +132,17 @@ pub struct ReplyBucket {
     pub entries: [[Shared; 2]; REPLIES_PER_BUCKET],
 }
 
-/// From where to where a reply goes.
+/// From where to where a packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouteQuery {
     /// The family of both addresses.
     pub family: Family,
-    /// The frontend's address.
+    /// Where it comes from.
     pub source: Addr,
-    /// The client's address.
+    /// Where it goes.
     pub destination: Addr,
+    /// The device it has to leave by; zero where the routes choose, as for any packet that came in where this one did.
+    pub through: u32,
 }
 
 /// How to send a packet on.
@@ -139,14 +154,14 @@ pub enum Route {
         ifindex: u32,
         /// Its own and the next hop's address.
         link: Link,
+        /// The largest packet that fits, in bytes from the IP header on.
+        mtu: u32,
     },
     /// Out of this device; the kernel has still to learn the next hop's link-layer address.
     Resolve {
         /// The device.
         ifindex: u32,
     },
-    /// It does not fit the link.
-    TooBig,
     /// There is none, or the host does not forward.
     None,
 }

@@ -17,6 +17,8 @@ pub mod lookup;
 pub mod flow;
 pub mod select;
 pub mod reply;
+pub mod hop;
+pub mod rewrite;
 pub mod fragment;
 pub mod atomic;
 #[cfg(any(test, feature = "testing"))]

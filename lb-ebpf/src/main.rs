@@ -1,4 +1,4 @@
-//! The BPF program: entry points, and what a verdict means at the TC hook. Everything else is the library's.
+//! The BPF program: its entry points. What a verdict means at each hook is in `bpf/`, everything else in the library.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -6,19 +6,21 @@
 mod bpf;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::TC_ACT_UNSPEC,
     helpers::bpf_jiffies64,
-    macros::classifier,
-    programs::TcContext,
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
 };
 use bpf::{
-    exit,
+    Context,
     kernel::BpfKernel,
     maps::{self, BEGIN_FLOW, QUERY},
-    packet::TcPacket,
+    tc::{self, TcPacket},
+    xdp::{self, XdpPacket},
 };
-use lb_common::reason::{Action, Reason};
+use lb_common::reason::Reason;
 use lb_ebpf::{
+    packet::Packet,
     parse::{Parsed, parse},
     pipeline::{self, Hook, Step},
 };
@@ -65,6 +67,41 @@ fn query(context: TcContext) -> i32 {
     run(&context, Stage::Query)
 }
 
+/// Where clients come in, before the kernel has made anything of the packet.
+#[xdp(frags)]
+#[inline(always)]
+fn xdp_clients(context: XdpContext) -> u32 {
+    run_early(&context, Stage::Clients)
+}
+
+/// Where replies of backends come in.
+#[xdp(frags)]
+#[inline(always)]
+fn xdp_backends(context: XdpContext) -> u32 {
+    run_early(&context, Stage::Backends(Hook::Ingress))
+}
+
+/// Where both come in.
+#[xdp(frags)]
+#[inline(always)]
+fn xdp_both(context: XdpContext) -> u32 {
+    run_early(&context, Stage::Both)
+}
+
+/// Goes on with a packet that opens a flow.
+#[xdp(frags)]
+#[inline(always)]
+fn xdp_begin_flow(context: XdpContext) -> u32 {
+    run_early(&context, Stage::NewFlow)
+}
+
+/// Goes on with a query of a per-packet service.
+#[xdp(frags)]
+#[inline(always)]
+fn xdp_query(context: XdpContext) -> u32 {
+    run_early(&context, Stage::Query)
+}
+
 /// The low half of the kernel's jiffies, by which the controller learns their frequency.
 #[classifier]
 #[inline(always)]
@@ -84,7 +121,12 @@ enum Stage {
 
 impl Stage {
     #[inline(always)]
-    fn work(self, packet: &mut TcPacket<'_>, kernel: &BpfKernel<'_>, parsed: &Parsed) -> Result<Step, Reason> {
+    fn work<P: Packet, C: Context>(
+        self,
+        packet: &mut P,
+        kernel: &BpfKernel<'_, C>,
+        parsed: &Parsed,
+    ) -> Result<Step, Reason> {
         match self {
             Self::Clients => pipeline::balance(packet, kernel, parsed),
             Self::Backends(hook) => pipeline::answer(packet, kernel, parsed, hook).map(Step::Send),
@@ -96,34 +138,59 @@ impl Stage {
             Self::Query => pipeline::query(packet, kernel, parsed).map(Step::Send),
         }
     }
+
+    /// Whether packets come here that an XDP program of the same interface may have decided on.
+    #[inline(always)]
+    const fn is_told(&self) -> bool {
+        match self {
+            Self::Clients | Self::Both => true,
+            Self::Backends(_) | Self::NewFlow | Self::Query => false,
+        }
+    }
 }
 
 #[inline(always)]
 fn run(context: &TcContext, stage: Stage) -> i32 {
-    if bpf::packet::has_vlan_tag(context) {
+    if tc::has_vlan_tag(context) {
         // The VLAN's own device has a hook of its own, if it is ours.
         return TC_ACT_UNSPEC;
     }
+    let decided = if stage.is_told() { tc::decided(context) } else { None };
     let mut packet = TcPacket::new(context);
-    let result = match parse(&packet) {
-        Ok(parsed) => match maps::remember(parsed) {
-            Some(parsed) => stage.work(&mut packet, &BpfKernel::new(context), parsed),
-            None => Err(Reason::Inconsistent),
+    let kernel = BpfKernel::new(context);
+    let result = match parsed(&packet) {
+        Ok(parsed) => match decided {
+            Some(decided) => pipeline::carry_on(&mut packet, &kernel, parsed, decided).map(Step::Send),
+            None => stage.work(&mut packet, &kernel, parsed),
         },
         Err(reason) => Err(reason),
     };
-    let reason = match result {
-        Ok(Step::Send(exit)) => return exit::send(exit),
-        Ok(Step::NewFlow) => maps::tail_call(context, BEGIN_FLOW),
-        Ok(Step::Query) => maps::tail_call(context, QUERY),
-        Err(reason) => reason,
-    };
-    maps::count(reason);
-    match reason.action() {
-        // "Unspecified" lets whatever program comes next on this hook have the packet.
-        Action::Pass => TC_ACT_UNSPEC,
-        Action::Drop => TC_ACT_SHOT,
+    match result {
+        Ok(Step::Send(exit)) => tc::send(exit),
+        Ok(Step::NewFlow) => tc::refuse(maps::tail_call(context, BEGIN_FLOW)),
+        Ok(Step::Query) => tc::refuse(maps::tail_call(context, QUERY)),
+        Err(reason) => tc::refuse(reason),
     }
+}
+
+#[inline(always)]
+fn run_early(context: &XdpContext, stage: Stage) -> u32 {
+    let mut packet = XdpPacket::new(context);
+    let result = match parsed(&packet) {
+        Ok(parsed) => stage.work(&mut packet, &BpfKernel::new(context), parsed),
+        Err(reason) => Err(reason),
+    };
+    match result {
+        Ok(Step::Send(exit)) => xdp::send(context, exit),
+        Ok(Step::NewFlow) => xdp::refuse(maps::xdp_tail_call(context, BEGIN_FLOW)),
+        Ok(Step::Query) => xdp::refuse(maps::xdp_tail_call(context, QUERY)),
+        Err(reason) => xdp::refuse(reason),
+    }
+}
+
+#[inline(always)]
+fn parsed(packet: &impl Packet) -> Result<&'static Parsed, Reason> {
+    maps::remember(parse(packet)?).ok_or(Reason::Inconsistent)
 }
 
 #[cfg(not(test))]

@@ -2,17 +2,30 @@
 
 use lb_common::{
     addr::{Addr, Family, Port, Protocol},
+    device::Abilities,
     reason::Reason,
 };
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::parse::Parsed;
 
 /// A packet from its link-layer header on.
 pub trait Packet {
+    /// Whether a later hook sees what this one leaves alone, so that nothing is lost that cannot be sent here.
+    const IS_EARLY: bool;
+
     /// Bytes of the whole packet, also of those not in reach of [`Packet::read`].
     fn length(&self) -> usize;
 
     /// Packets on the wire this stands for: more than one when a device or the stack merged segments.
     fn segments(&self) -> u64;
+
+    /// Bytes of the largest packet on the wire that this stands for, from the IP header on; `headers` are those that each
+    /// of them has.
+    fn largest(&self, headers: usize) -> usize;
+
+    /// Whether it can be rewritten here and be handed to a device with these abilities.
+    fn can_be_handed(&self, parsed: &Parsed, device: Abilities) -> bool;
 
     /// Whether its link-layer address is the device's own: not another host's, of which a promiscuous device sees packets
     /// too, and no group's, which Linux does not forward.
@@ -76,7 +89,7 @@ pub struct TransportEdit {
 }
 
 /// Link-layer addresses in the order of the Ethernet header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Link {
     /// The next hop's, as it lies in the packet.

@@ -10,6 +10,7 @@
 use lb_common::{
     addr::Protocol,
     backend::{BackendId, BackendState, Endpoint, Way},
+    device::Abilities,
     flow::Client,
     fragment::FragmentRecord,
     reason::Reason,
@@ -21,9 +22,10 @@ use lb_common::{
 use crate::{
     flow::{self, Begun, state::From},
     fragment,
-    kernel::{Kernel, Route, RouteQuery},
+    hop::{self, Hop},
+    kernel::{Kernel, RouteQuery},
     lookup,
-    packet::{Edit, Packet, Side, TransportEdit},
+    packet::{Edit, Link, Packet, Side, TransportEdit},
     parse::{Fragment, Parsed},
     reply::{self, Asked},
     select::{Chooser, TRIES, Ticket},
@@ -61,6 +63,17 @@ pub enum Exit {
         /// The device.
         ifindex: u32,
     },
+    /// Not by this hook: a later one sends it, which is told what was decided here.
+    Later(Decided),
+}
+
+/// Where a packet goes that a later hook sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// What it went to.
+    pub frontend: FrontendId,
+    /// Who gets it; zero where nothing was decided that the later hook would not find again.
+    pub backend: BackendId,
 }
 
 /// On which side of the stack a reply was caught.
@@ -107,6 +120,20 @@ pub fn balance<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed
     }
     found.note(kernel.now(), From::Client, parsed.flags);
     send(packet, kernel, parsed, frontend.frontend, found.backend, 0).map(Step::Send)
+}
+
+/// A packet for which an earlier hook decided.
+///
+/// # Errors
+/// Why it is not balanced.
+#[inline(always)]
+pub fn carry_on<P: Packet, K: Kernel>(
+    packet: &mut P,
+    kernel: &K,
+    parsed: &Parsed,
+    decided: Decided,
+) -> Result<Exit, Reason> {
+    send(packet, kernel, parsed, decided.frontend, decided.backend, 0)
 }
 
 /// A packet that opens a flow.
@@ -283,20 +310,35 @@ fn send<P: Packet, K: Kernel>(
     choices: u64,
 ) -> Result<Exit, Reason> {
     let backend = kernel.backend(backend_id).ok_or(Reason::Inconsistent)?;
-    let exit = match Way::from_word(backend.way) {
-        Way::Stack => Exit::Stack,
-        Way::Neighbour { ifindex } => Exit::Neighbour { ifindex },
-        Way::Peer { ifindex } => Exit::Peer { ifindex },
+    let leaving = match Way::from_word(backend.way) {
+        Way::Stack => Leaving::by(Exit::Stack),
+        // Nothing is lost in a veth for want of room: who is behind it takes what came in here.
+        Way::Peer { ifindex } => Leaving::by(Exit::Peer { ifindex }),
+        Way::Neighbour { ifindex } => {
+            let (source, destination) = (parsed.source, backend.key.address);
+            let query = RouteQuery { family: parsed.family, source, destination, through: ifindex };
+            match hop::to_backend(kernel, backend_id, &query, P::IS_EARLY) {
+                Ok(hop) => Leaving::to(hop),
+                // Where the routes say nothing, as on a host that does not forward, the kernel still knows the neighbour.
+                Err(_) => Leaving::by(Exit::Neighbour { ifindex }),
+            }
+        }
     };
-    let is_hop = exit != Exit::Stack;
+    if !leaving.can_be_sent(packet, parsed) {
+        kernel.count_traffic(backend_id, &Traffic { choices, ..Traffic::default() });
+        return Ok(Exit::Later(Decided { frontend, backend: backend_id }));
+    }
+    let is_hop = leaving.exit != Exit::Stack;
     if is_hop && parsed.hop_limit <= 1 {
         return Err(Reason::HopLimit);
     }
+    check_size(packet, kernel, parsed, &leaving)?;
     fragment::remember(kernel, parsed, FragmentRecord::FORWARD, frontend, backend_id);
     let traffic = Traffic { choices, packets_in: packet.segments(), bytes_in: ip_bytes(packet), ..Traffic::default() };
+    leaving.set_link(packet)?;
     packet.rewrite(&edit(parsed, Side::Destination, &backend.key, is_hop))?;
     kernel.count_traffic(backend_id, &traffic);
-    Ok(exit)
+    Ok(leaving.exit)
 }
 
 /// Rewrites a reply and says how it leaves.
@@ -310,31 +352,94 @@ fn send_back<P: Packet, K: Kernel>(
     backend: BackendId,
     hook: Hook,
 ) -> Result<Exit, Reason> {
+    // The hop is asked for before the rewrite, so that a reply that cannot leave is not changed.
+    let leaving = match hook {
+        Hook::Egress => Leaving::by(Exit::Stack),
+        Hook::Ingress => {
+            let (source, destination) = (asked.address, parsed.destination);
+            let query = RouteQuery { family: parsed.family, source, destination, through: 0 };
+            match hop::to_client(kernel, frontend, &query, P::IS_EARLY) {
+                Ok(hop) => Leaving::to(hop),
+                Err(_) if P::IS_EARLY => return Ok(Exit::Later(UNDECIDED)),
+                Err(_) => return Err(Reason::NoRoute),
+            }
+        }
+    };
+    if !leaving.can_be_sent(packet, parsed) {
+        return Ok(Exit::Later(UNDECIDED));
+    }
     let is_hop = hook == Hook::Ingress;
     if is_hop && parsed.hop_limit <= 1 {
         return Err(Reason::HopLimit);
     }
+    check_size(packet, kernel, parsed, &leaving)?;
     fragment::remember(kernel, parsed, FragmentRecord::REPLY, frontend, backend);
     let traffic = Traffic { packets_out: packet.segments(), bytes_out: ip_bytes(packet), ..Traffic::default() };
-    // The route is asked before the rewrite, so that a reply that cannot leave is not changed.
-    let exit = match hook {
-        Hook::Egress => Exit::Stack,
-        Hook::Ingress => {
-            let query = RouteQuery { family: parsed.family, source: asked.address, destination: parsed.destination };
-            match kernel.route(&query) {
-                Route::Link { ifindex, link } => {
-                    packet.set_link(&link)?;
-                    Exit::Link { ifindex }
-                }
-                Route::Resolve { ifindex } => Exit::Neighbour { ifindex },
-                Route::TooBig => return Err(Reason::TooBig),
-                Route::None => return Err(Reason::NoRoute),
-            }
-        }
-    };
+    leaving.set_link(packet)?;
     packet.rewrite(&edit(parsed, Side::Source, asked, is_hop))?;
     kernel.count_traffic(backend, &traffic);
-    Ok(exit)
+    Ok(leaving.exit)
+}
+
+/// Nothing that a later hook has to be told.
+const UNDECIDED: Decided = Decided { frontend: FrontendId(0), backend: BackendId(0) };
+
+/// How a packet leaves, and what that demands of it.
+struct Leaving {
+    exit: Exit,
+    /// The largest packet that fits, in bytes from the IP header on.
+    mtu: u32,
+    /// For [`Exit::Link`].
+    link: Link,
+    abilities: Abilities,
+}
+
+impl Leaving {
+    #[inline(always)]
+    fn by(exit: Exit) -> Self {
+        Self { exit, mtu: u32::MAX, link: Link::default(), abilities: Abilities::default() }
+    }
+
+    #[inline(always)]
+    fn to(hop: Hop) -> Self {
+        let Hop { ifindex, mtu, link, abilities, .. } = hop;
+        let is_kernels = !hop.is_resolved || hop.is_reminder;
+        let exit = if is_kernels { Exit::Neighbour { ifindex } } else { Exit::Link { ifindex } };
+        Self { exit, mtu, link, abilities }
+    }
+
+    /// Whether the hook that has the packet can send it; an early one leaves to later ones what it cannot.
+    #[inline(always)]
+    fn can_be_sent<P: Packet>(&self, packet: &P, parsed: &Parsed) -> bool {
+        let is_by_link = match self.exit {
+            Exit::Link { .. } => true,
+            Exit::Stack | Exit::Neighbour { .. } | Exit::Peer { .. } | Exit::Later(_) => false,
+        };
+        !P::IS_EARLY || is_by_link && packet.can_be_handed(parsed, self.abilities) && self.fits(packet, parsed)
+    }
+
+    #[inline(always)]
+    fn fits(&self, packet: &impl Packet, parsed: &Parsed) -> bool {
+        packet.largest(parsed.headers()) <= self.mtu as usize
+    }
+
+    #[inline(always)]
+    fn set_link(&self, packet: &mut impl Packet) -> Result<(), Reason> {
+        match self.exit {
+            Exit::Link { .. } => packet.set_link(&self.link),
+            Exit::Stack | Exit::Neighbour { .. } | Exit::Peer { .. } | Exit::Later(_) => Ok(()),
+        }
+    }
+}
+
+/// Refuses what does not fit, before anything of it is changed: the answer shows its sender what it sent.
+#[inline(always)]
+fn check_size(packet: &impl Packet, kernel: &impl Kernel, parsed: &Parsed, leaving: &Leaving) -> Result<(), Reason> {
+    if leaving.fits(packet, parsed) {
+        return Ok(());
+    }
+    kernel.note_mtu(leaving.mtu);
+    Err(Reason::TooBig)
 }
 
 #[inline(always)]
@@ -345,7 +450,7 @@ fn edit(parsed: &Parsed, side: Side, new: &SocketKey, is_hop: bool) -> Edit {
     };
     let transport =
         TransportEdit { offset: parsed.transport_offset(), protocol: parsed.protocol, old_port, new_port: new.port };
-    let has_transport = parsed.fragment != Fragment::Later;
+    let has_transport = parsed.has_transport();
     Edit { family: parsed.family, side, old_address, new_address: new.address, is_hop, has_transport, transport }
 }
 

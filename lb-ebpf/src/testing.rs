@@ -7,8 +7,8 @@ use std::{
 };
 
 use lb_common::{
-    addr::{Family, Protocol},
     backend::{Backend, BackendId, BackendState, Endpoint, Way},
+    device::Abilities,
     flow::{FlowState, LOCKS, Tick},
     fragment::{FRAGMENT_TIMEOUT_SECONDS, FragmentKey, FragmentRecord},
     hash::Secret,
@@ -18,14 +18,16 @@ use lb_common::{
     service::{Frontend, FrontendId, FrontendInfo, Policy, PolicyId, ServiceId, ServiceWord, SocketKey},
     stats::{ServiceStats, Traffic},
 };
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
     atomic::Shared,
+    hop::HopRecord,
     kernel::{FlowBucket, Kernel, ReplyBucket, Route, RouteQuery, SlotChunk},
-    packet::{Edit, Link, Packet, Side, TransportEdit},
-    parse::IP_OFFSET,
-    wire::{DESTINATION_PORT_OFFSET, IpHeader, Ipv4, Ipv6, SOURCE_PORT_OFFSET, checksum::Sum, checksum_offset},
+    packet::{Edit, Link, Packet},
+    parse::Parsed,
+    rewrite::{self, Bytes},
+    wire::Ethernet,
 };
 
 #[cfg(test)]
@@ -40,6 +42,12 @@ pub struct Maps {
     pub tick: Shared,
     /// How every reply leaves.
     pub route: Route,
+    /// What the routes say of backends.
+    pub route_to_backends: Route,
+    /// What every device does with packets that an early hook hands to it.
+    pub abilities: Abilities,
+    /// Counts the changes of the network.
+    pub network_version: Shared,
     /// What is balanced.
     pub frontends: BTreeMap<SocketKey, Frontend>,
     /// Their records.
@@ -80,6 +88,9 @@ impl Maps {
         Self {
             tick: Shared::new(1000),
             route: Route::Resolve { ifindex: 1 },
+            route_to_backends: Route::None,
+            abilities: Abilities::default(),
+            network_version: Shared::new(1),
             frontends: BTreeMap::new(),
             frontend_infos: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -162,12 +173,28 @@ pub struct Cpu<'m> {
     maps: &'m Maps,
     scratch: Shared,
     random: Shared,
+    hops: Vec<HopRecord>,
+    mtu: Shared,
 }
+
+/// Records of hops to backends, and as many to clients.
+const HOPS: usize = 16;
 
 impl<'m> Cpu<'m> {
     /// A CPU whose random numbers follow `seed`.
     pub fn new(maps: &'m Maps, seed: u64) -> Self {
-        Self { maps, scratch: Shared::new(0), random: Shared::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1) }
+        Self {
+            maps,
+            scratch: Shared::new(0),
+            random: Shared::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1),
+            hops: (0..2 * HOPS).map(|_| std::array::from_fn(|_| Shared::new(0))).collect(),
+            mtu: Shared::new(0),
+        }
+    }
+
+    /// What fits where the last packet that was too big did not.
+    pub fn mtu(&self) -> u32 {
+        self.mtu.load() as u32
     }
 }
 
@@ -294,8 +321,32 @@ impl Kernel for Cpu<'_> {
         *counter = counter.plus(*stats);
     }
 
-    fn route(&self, _query: &RouteQuery) -> Route {
-        self.maps.route
+    fn route(&self, query: &RouteQuery) -> Route {
+        if query.through == 0 { self.maps.route } else { self.maps.route_to_backends }
+    }
+
+    fn arrived_by(&self) -> u32 {
+        1
+    }
+
+    fn abilities(&self, _ifindex: u32) -> Abilities {
+        self.maps.abilities
+    }
+
+    fn network_version(&self) -> u32 {
+        self.maps.network_version.load() as u32
+    }
+
+    fn backend_hop(&self, id: BackendId) -> Option<&HopRecord> {
+        self.hops.get(id.0 as usize % HOPS)
+    }
+
+    fn client_hop(&self, place: u32) -> Option<&HopRecord> {
+        self.hops.get(HOPS + place as usize % HOPS)
+    }
+
+    fn note_mtu(&self, mtu: u32) {
+        self.mtu.store(mtu as u64);
     }
 }
 
@@ -310,50 +361,22 @@ pub struct MemoryPacket {
     pub bytes: Vec<u8>,
 }
 
-impl MemoryPacket {
-    fn word(&self, offset: usize) -> Result<u16, Reason> {
-        self.read::<u16>(offset).ok_or(Reason::RewriteRefused)
+impl Bytes for MemoryPacket {
+    fn get<T: FromBytes + Copy>(&self, offset: usize) -> Option<T> {
+        T::read_from_prefix(self.bytes.get(offset..)?).ok().map(|(header, _)| header)
     }
 
-    fn write(&mut self, offset: usize, new: &[u8]) -> Result<(), Reason> {
+    fn put<T: IntoBytes + Immutable + Copy>(&mut self, offset: usize, value: T) -> Result<(), Reason> {
+        let new = value.as_bytes();
         let place = self.bytes.get_mut(offset..offset + new.len()).ok_or(Reason::RewriteRefused)?;
         place.copy_from_slice(new);
         Ok(())
     }
-
-    fn rewrite_transport(&mut self, edit: &Edit, transport: &TransportEdit) -> Result<(), Reason> {
-        let at = transport.offset + checksum_offset(transport.protocol);
-        let field = self.word(at)?;
-        // RFC 768: zero means no checksum and stays; a sum that comes out as zero is sent as all ones.
-        if transport.protocol == Protocol::TCP || field != 0 {
-            let sum = Sum::default()
-                .exchange_address(edit.family, &edit.old_address, &edit.new_address)
-                .exchange(transport.old_port.0, transport.new_port.0)
-                .apply(field);
-            let sum = if transport.protocol == Protocol::UDP && sum == 0 { 0xffff } else { sum };
-            self.write(at, &sum.to_ne_bytes())?;
-        }
-        let port = match edit.side {
-            Side::Source => SOURCE_PORT_OFFSET,
-            Side::Destination => DESTINATION_PORT_OFFSET,
-        };
-        self.write(transport.offset + port, &transport.new_port.0.to_ne_bytes())
-    }
-
-    fn rewrite_ip<I: IpHeader>(&mut self, edit: &Edit, address: &[u8]) -> Result<(), Reason> {
-        if edit.is_hop {
-            let header: I = self.read(IP_OFFSET).ok_or(Reason::RewriteRefused)?;
-            self.write(IP_OFFSET + I::HOP_LIMIT_OFFSET, &[header.hop_limit() - 1])?;
-        }
-        let offset = match edit.side {
-            Side::Source => I::SOURCE_OFFSET,
-            Side::Destination => I::DESTINATION_OFFSET,
-        };
-        self.write(IP_OFFSET + offset, address)
-    }
 }
 
 impl Packet for MemoryPacket {
+    const IS_EARLY: bool = false;
+
     fn length(&self) -> usize {
         self.bytes.len()
     }
@@ -366,35 +389,63 @@ impl Packet for MemoryPacket {
         self.bytes.starts_with(&DEVICE)
     }
 
+    fn largest(&self, _headers: usize) -> usize {
+        self.bytes.len() - Ethernet::LENGTH
+    }
+
+    fn can_be_handed(&self, _parsed: &Parsed, _device: Abilities) -> bool {
+        true
+    }
+
     fn read<T: FromBytes + Copy>(&self, offset: usize) -> Option<T> {
-        T::read_from_prefix(self.bytes.get(offset..)?).ok().map(|(header, _)| header)
+        self.get(offset)
     }
 
     fn rewrite(&mut self, edit: &Edit) -> Result<(), Reason> {
-        if edit.has_transport {
-            self.rewrite_transport(edit, &edit.transport)?;
-        }
-        match edit.family {
-            Family::V4 => {
-                let header: Ipv4 = self.read(IP_OFFSET).ok_or(Reason::RewriteRefused)?;
-                let mut sum = Sum::default().exchange_address(Family::V4, &edit.old_address, &edit.new_address);
-                if edit.is_hop {
-                    let (old, new) = (header.hop_limit(), header.hop_limit() - 1);
-                    sum = sum.exchange(header.hop_word(old), header.hop_word(new));
-                }
-                self.write(IP_OFFSET + Ipv4::CHECKSUM_OFFSET, &sum.apply(header.checksum()).to_ne_bytes())?;
-                self.rewrite_ip::<Ipv4>(edit, &edit.new_address.v4_word().to_ne_bytes())
-            }
-            Family::V6 => {
-                let bytes: Vec<u8> = edit.new_address.0.iter().flat_map(|word| word.to_ne_bytes()).collect();
-                self.rewrite_ip::<Ipv6>(edit, &bytes)
-            }
-        }
+        rewrite::rewrite(self, edit)
     }
 
     fn set_link(&mut self, link: &Link) -> Result<(), Reason> {
-        let words = link.destination.into_iter().chain(link.source);
-        let bytes: Vec<u8> = words.flat_map(u16::to_ne_bytes).collect();
-        self.write(0, &bytes)
+        self.put(0, *link)
+    }
+}
+
+/// The same at an early hook, which can hand a packet to a device and nothing else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EarlyPacket(pub MemoryPacket);
+
+impl Packet for EarlyPacket {
+    const IS_EARLY: bool = true;
+
+    fn length(&self) -> usize {
+        self.0.length()
+    }
+
+    fn segments(&self) -> u64 {
+        self.0.segments()
+    }
+
+    fn largest(&self, headers: usize) -> usize {
+        self.0.largest(headers)
+    }
+
+    fn can_be_handed(&self, parsed: &Parsed, device: Abilities) -> bool {
+        device.has(Abilities::SENDS) && !rewrite::is_unfinished(&self.0, parsed)
+    }
+
+    fn is_to_device(&self) -> bool {
+        self.0.is_to_device()
+    }
+
+    fn read<T: FromBytes + Copy>(&self, offset: usize) -> Option<T> {
+        self.0.read(offset)
+    }
+
+    fn rewrite(&mut self, edit: &Edit) -> Result<(), Reason> {
+        self.0.rewrite(edit)
+    }
+
+    fn set_link(&mut self, link: &Link) -> Result<(), Reason> {
+        self.0.set_link(link)
     }
 }

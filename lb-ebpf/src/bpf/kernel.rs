@@ -1,13 +1,13 @@
 //! The data path's `Kernel`: maps, clock and routes of the running kernel.
 
 use aya_ebpf::{
-    bindings::{BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS},
+    bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT},
     helpers::{bpf_fib_lookup, bpf_get_prandom_u32, bpf_jiffies64},
-    programs::TcContext,
 };
 use lb_common::{
     addr::{Addr, Family},
     backend::{Backend, BackendId, Endpoint},
+    device::{Abilities, Device},
     flow::Tick,
     fragment::{FragmentKey, FragmentRecord},
     hash::SecretWords,
@@ -16,21 +16,22 @@ use lb_common::{
 };
 use lb_ebpf::{
     atomic::{Hidden, Shared},
+    hop::HopRecord,
     kernel::{FlowBucket, Kernel, ReplyBucket, Route, RouteQuery, SlotChunk},
     packet::Link,
 };
 
-use super::maps;
+use super::{Context, maps};
 
 /// The running kernel, as a packet with this context sees it.
-pub(crate) struct BpfKernel<'c> {
-    context: &'c TcContext,
+pub(crate) struct BpfKernel<'c, C> {
+    context: &'c C,
 }
 
-impl<'c> BpfKernel<'c> {
+impl<'c, C: Context> BpfKernel<'c, C> {
     /// The kernel around `context`.
     #[inline(always)]
-    pub(crate) fn new(context: &'c TcContext) -> Self {
+    pub(crate) fn new(context: &'c C) -> Self {
         Self { context }
     }
 }
@@ -45,7 +46,7 @@ impl SecretWords for ProgramSecret {
     }
 }
 
-impl Kernel for BpfKernel<'_> {
+impl<C: Context> Kernel for BpfKernel<'_, C> {
     type Secret = ProgramSecret;
 
     #[inline(always)]
@@ -208,27 +209,61 @@ impl Kernel for BpfKernel<'_> {
 
     #[inline(always)]
     fn route(&self, query: &RouteQuery) -> Route {
-        // SAFETY: the context's pointer is valid while the program runs.
-        let ifindex = unsafe { (*self.context.skb.skb).ifindex };
+        let (ifindex, flags) = match query.through {
+            0 => (self.context.ifindex(), 0),
+            device => (device, BPF_FIB_LOOKUP_OUTPUT),
+        };
         let mut fib = FibQuery::new(query, ifindex);
         // SAFETY: `FibQuery` has the size and layout of the helper's parameter block.
         let result = unsafe {
-            bpf_fib_lookup(self.context.skb.skb.cast(), (&raw mut fib).cast(), size_of::<FibQuery>() as i32, 0)
+            bpf_fib_lookup(self.context.pointer(), (&raw mut fib).cast(), size_of::<FibQuery>() as i32, flags)
         };
         match result as u32 {
-            BPF_FIB_LKUP_RET_SUCCESS => Route::Link { ifindex: fib.ifindex, link: fib.link() },
+            BPF_FIB_LKUP_RET_SUCCESS => Route::Link { ifindex: fib.ifindex, link: fib.link(), mtu: fib.mtu() },
             BPF_FIB_LKUP_RET_NO_NEIGH => Route::Resolve { ifindex: fib.ifindex },
-            BPF_FIB_LKUP_RET_FRAG_NEEDED => Route::TooBig,
             _ => Route::None,
         }
+    }
+
+    #[inline(always)]
+    fn arrived_by(&self) -> u32 {
+        self.context.ifindex()
+    }
+
+    #[inline(always)]
+    fn abilities(&self, ifindex: u32) -> Abilities {
+        match maps::device(Device::place(ifindex)) {
+            Some(device) if device.ifindex == ifindex => device.abilities,
+            Some(_) | None => Abilities::default(),
+        }
+    }
+
+    #[inline(always)]
+    fn network_version(&self) -> u32 {
+        maps::NETWORK_VERSION.get(0).map_or(0, |version| version.load() as u32)
+    }
+
+    #[inline(always)]
+    fn backend_hop(&self, id: BackendId) -> Option<&HopRecord> {
+        maps::backend_hop(id.0)
+    }
+
+    #[inline(always)]
+    fn client_hop(&self, place: u32) -> Option<&HopRecord> {
+        maps::client_hop(place)
+    }
+
+    #[inline(always)]
+    fn note_mtu(&self, mtu: u32) {
+        maps::note_mtu(mtu);
     }
 }
 
 /// `struct bpf_fib_lookup` of the kernel's UAPI, in words: the compiler clears single bytes by a call of a loop.
-/// A total length of zero has the whole packet compared with the MTU.
 #[repr(C, align(8))]
 struct FibQuery {
     family_and_protocol: u32,
+    /// The receiver's port, then the length, and after the look-up the MTU.
     port_and_length: u32,
     ifindex: u32,
     service: u32,
@@ -253,13 +288,19 @@ impl FibQuery {
         };
         Self {
             family_and_protocol: family.to_le(),
-            port_and_length: 0,
+            // The kernel puts the MTU where it finds a length, and every MTU is larger than this one.
+            port_and_length: 1_u32.to_le() << 16,
             ifindex,
             service: 0,
             source,
             destination,
             vlan_and_macs: [ZERO.get(), ZERO.get()],
         }
+    }
+
+    #[inline(always)]
+    fn mtu(&self) -> u32 {
+        self.port_and_length >> 16
     }
 
     #[inline(always)]

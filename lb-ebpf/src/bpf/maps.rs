@@ -8,10 +8,11 @@ use aya_ebpf::{
     helpers::{bpf_spin_lock as lock, bpf_spin_unlock as unlock},
     macros::{btf_map, map},
     maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
-    programs::TcContext,
+    programs::{TcContext, XdpContext},
 };
 use lb_common::{
     backend::{Backend, Endpoint},
+    device::{DEVICES as DEVICE_COUNT, Device},
     flow::LOCKS as LOCK_COUNT,
     fragment::{FragmentKey, FragmentRecord},
     hash::Secret,
@@ -21,6 +22,7 @@ use lb_common::{
 };
 use lb_ebpf::{
     atomic::Shared,
+    hop::{CLIENT_HOPS as CLIENT_HOP_COUNT, HopRecord},
     kernel::{FlowBucket, ReplyBucket, SlotChunk},
     parse::Parsed,
 };
@@ -67,8 +69,22 @@ pub(crate) static SETTINGS: Array<[u64; 32]> = Array::with_max_entries(1, 0);
 /// What the verifier is made to forget: see [`remember`].
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+/// The devices that XDP programs run on or send out of.
 #[map]
-pub(crate) static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(2, 0);
+static DEVICES: Array<Device> = Array::with_max_entries(DEVICE_COUNT, BPF_F_MMAPABLE);
+/// Counts the changes of the network that the controller has seen.
+#[map]
+pub(crate) static NETWORK_VERSION: Array<Shared> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static BACKEND_HOPS: PerCpuArray<HopRecord> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static CLIENT_HOPS: PerCpuArray<HopRecord> = PerCpuArray::with_max_entries(CLIENT_HOP_COUNT, 0);
+/// What programs of the TC hook go on in. A program array takes programs of one type.
+#[map]
+static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(2, 0);
+/// The same for the XDP hook.
+#[map]
+static XDP_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(2, 0);
 /// Apart from the buckets, because an array with locks cannot be mapped.
 #[btf_map]
 pub(crate) static LOCKS: btf_maps::Array<Lock, { LOCK_COUNT as usize }> = btf_maps::Array::new();
@@ -80,9 +96,9 @@ pub(crate) struct Lock {
     pad: [u32; 15],
 }
 
-/// Where `begin_flow` stands in `PROGRAMS`.
+/// Where the program that begins a flow stands in both program arrays.
 pub(crate) const BEGIN_FLOW: u32 = 0;
-/// Where `query` stands in `PROGRAMS`.
+/// Where the program for a query of a per-packet service stands in both.
 pub(crate) const QUERY: u32 = 1;
 
 // Read-only data, set by the controller before it loads. Read through `constant`, else the compiler believes the values here.
@@ -150,6 +166,7 @@ fn constant(value: &'static u32) -> u32 {
 struct Scratch {
     parsed: MaybeUninit<Parsed>,
     number: Shared,
+    mtu: Shared,
 }
 
 /// Keeps `parsed` where the verifier knows nothing of it. Else it would follow all that comes after once for each way
@@ -185,11 +202,48 @@ pub(crate) fn count(reason: Reason) {
     }
 }
 
-/// Goes on in another program; comes back only when it is missing.
+/// A record of [`DEVICES`].
+#[inline(always)]
+pub(crate) fn device(place: u32) -> Option<&'static Device> {
+    DEVICES.get(place)
+}
+
+/// This CPU's record of the hop to a backend.
+#[inline(always)]
+pub(crate) fn backend_hop(id: u32) -> Option<&'static HopRecord> {
+    // SAFETY: the pointer is to this CPU's value of a map that is never freed while the program runs.
+    BACKEND_HOPS.get_ptr(id).map(|record| unsafe { &*record })
+}
+
+/// One of this CPU's records of hops to clients.
+#[inline(always)]
+pub(crate) fn client_hop(place: u32) -> Option<&'static HopRecord> {
+    // SAFETY: the pointer is to this CPU's value of a map that is never freed while the program runs.
+    CLIENT_HOPS.get_ptr(place).map(|record| unsafe { &*record })
+}
+
+/// Keeps what fits where this CPU's packet does not.
+#[inline(always)]
+pub(crate) fn note_mtu(mtu: u32) {
+    if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
+        // SAFETY: the pointer is to this CPU's value of a live map.
+        unsafe { (*scratch).mtu.store(mtu as u64) };
+    }
+}
+
+/// Goes on in another program of the TC hook; comes back only when it is missing.
 #[inline(always)]
 pub(crate) fn tail_call(context: &TcContext, program: u32) -> Reason {
-    // SAFETY: both programs of the array take the same context.
+    // SAFETY: all programs of the array take the same context.
     unsafe { PROGRAMS.tail_call(context, program) };
+    Reason::Inconsistent
+}
+
+/// The same at the XDP hook.
+#[inline(always)]
+pub(crate) fn xdp_tail_call(context: &XdpContext, program: u32) -> Reason {
+    // SAFETY: all programs of the array take the same context.
+    unsafe { XDP_PROGRAMS.tail_call(context, program) };
     Reason::Inconsistent
 }
 

@@ -12,6 +12,7 @@ use lb_common::{
 use super::*;
 use crate::{
     atomic::Shared,
+    kernel::Route,
     parse::parse,
     testing::{
         Cpu, Maps, MemoryPacket,
@@ -301,9 +302,16 @@ fn through_the_stack_an_answer_is_rewritten_on_its_way_out_only() {
 fn an_answer_that_cannot_leave_is_counted() {
     for mut world in worlds(&PROTOCOLS) {
         world.is_sent_to(&world.opens(), 1);
-        for (route, reason) in [(Route::TooBig, Reason::TooBig), (Route::None, Reason::NoRoute)] {
+        let answer = world.answers(1);
+        let size = answer.bytes().len() as u32 - 14;
+        let narrow = |mtu| Route::Link { ifindex: 1, link: Link::default(), mtu };
+        for (route, expected) in [
+            (narrow(size - 1), Some(Reason::TooBig)),
+            (narrow(size), None),
+            (Route::None, Some(Reason::NoRoute)),
+        ] {
             world.maps.route = route;
-            assert_eq!(world.back(&world.answers(1), Hook::Ingress), Err(reason));
+            assert_eq!(world.back(&answer, Hook::Ingress).err(), expected, "{route:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The Internet checksum (RFC 1071), and how it follows a change without reading the packet again (RFC 1624).
 //! Sums are of 16-bit words as they lie in memory, which gives the same result in either byte order.
 
-use lb_common::addr::{Addr, Family};
+use lb_common::addr::{Addr, Family, Protocol};
 
 /// A ones'-complement sum of up to 2¹⁶ words, not yet folded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +44,31 @@ impl Sum {
     const fn fold(self) -> u16 {
         let once = (self.0 & 0xffff) + (self.0 >> 16);
         ((once & 0xffff) + (once >> 16)) as u16
+    }
+}
+
+/// The sum of a pseudo header (RFC 768, RFC 9293, RFC 8200 section 8.1), which a transport checksum begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PseudoSum(u64);
+
+impl PseudoSum {
+    /// The sum for a transport header with its payload of `length` bytes.
+    #[inline(always)]
+    pub const fn new(source: &Addr, destination: &Addr, protocol: Protocol, length: u32) -> Self {
+        let [a, b, c, d] = source.0;
+        let [e, f, g, h] = destination.0;
+        // What maps an IPv4 address into IPv6 adds zeros and all ones, and both are zero.
+        let addresses = a as u64 + b as u64 + c as u64 + d as u64 + e as u64 + f as u64 + g as u64 + h as u64;
+        Self(addresses + (protocol.0 as u16).to_be() as u64 + length.to_be() as u64)
+    }
+
+    /// The sum in 16 bits, as a sender leaves it to its device to be finished.
+    #[inline(always)]
+    pub const fn fold(self) -> u16 {
+        let words = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        let words = (words & 0xffff) + (words >> 16 & 0xffff) + (words >> 32);
+        let words = (words & 0xffff) + (words >> 16);
+        ((words & 0xffff) + (words >> 16)) as u16
     }
 }
 

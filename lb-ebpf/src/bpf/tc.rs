@@ -1,29 +1,94 @@
-//! A packet at the TC hook.
+//! A packet at the TC hook, and how it leaves there.
 //!
 //! The layer-4 checksum goes through the kernel's helper, because what a local stack sent carries an unfinished one
 //! (`CHECKSUM_PARTIAL`) and what a device received may carry a sum of all bytes (`CHECKSUM_COMPLETE`).
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
-    helpers::{bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_pull_data, bpf_skb_store_bytes},
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::{
+        bpf_csum_diff, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_pull_data,
+        bpf_skb_store_bytes,
+    },
     programs::TcContext,
 };
 use lb_common::{
     addr::{Addr, Family, Protocol},
-    reason::Reason,
+    device::Abilities,
+    reason::{Action, Reason},
 };
 use lb_ebpf::{
     packet::{Edit, Link, Packet, Side, TransportEdit},
-    parse::IP_OFFSET,
-    wire::{DESTINATION_PORT_OFFSET, IpHeader, Ipv4, Ipv6, SOURCE_PORT_OFFSET, checksum::Sum, checksum_offset},
+    parse::{IP_OFFSET, Parsed},
+    pipeline::{Decided, Exit},
+    rewrite::address_offset,
+    wire::{
+        DESTINATION_PORT_OFFSET, Ethernet, IpHeader, Ipv4, Ipv6, SOURCE_PORT_OFFSET, checksum::Sum, checksum_offset,
+    },
 };
 use zerocopy::FromBytes;
+
+use super::{Context, maps, note::Note};
 
 /// Bytes that are made directly readable when the packet has them: Ethernet, IPv6, a few extension headers, TCP.
 const HEADERS: u32 = 128;
 
 /// The kernel's word for a packet to the device's own address (`linux/if_packet.h`).
 const PACKET_HOST: u32 = 0;
+
+impl Context for TcContext {
+    #[inline(always)]
+    fn pointer(&self) -> *mut c_void {
+        self.skb.skb.cast()
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context's pointer is valid while the program runs.
+        unsafe { (*self.skb.skb).ifindex }
+    }
+}
+
+/// The verdict by which a packet leaves.
+#[inline(always)]
+pub(crate) fn send(exit: Exit) -> i32 {
+    let verdict = match exit {
+        // Nothing is left to a later hook from here, but that one would get it.
+        Exit::Stack | Exit::Later(_) => return TC_ACT_UNSPEC,
+        // SAFETY: a null parameter block of length zero lets the kernel look up route and neighbour itself.
+        Exit::Neighbour { ifindex } => unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) },
+        // SAFETY: the helper takes numbers only.
+        Exit::Peer { ifindex } => unsafe { bpf_redirect_peer(ifindex, 0) },
+        // SAFETY: the helper takes numbers only.
+        Exit::Link { ifindex } => unsafe { bpf_redirect(ifindex, 0) },
+    };
+    if verdict < 0 { TC_ACT_SHOT } else { verdict as i32 }
+}
+
+/// The verdict on a packet that is not balanced.
+#[inline(always)]
+pub(crate) fn refuse(reason: Reason) -> i32 {
+    maps::count(reason);
+    match reason.action() {
+        // "Unspecified" lets whatever program comes next on this hook have the packet.
+        Action::Pass => TC_ACT_UNSPEC,
+        Action::Drop => TC_ACT_SHOT,
+    }
+}
+
+/// What the XDP program of the same interface has decided for this packet, if it left it to us. Read before the packet's
+/// bytes are asked for.
+#[inline(always)]
+pub(crate) fn decided(context: &TcContext) -> Option<Decided> {
+    // SAFETY: the context's pointer is valid while the program runs.
+    let (note, end) = unsafe { ((*context.skb.skb).data_meta as usize, context.data()) };
+    if note + size_of::<Note>() > end {
+        return None;
+    }
+    // SAFETY: the end of the note was just compared.
+    unsafe { (*(note as *const Note)).read() }
+}
 
 /// Whether the packet carries a VLAN tag, which the kernel has taken out of its bytes.
 #[inline(always)]
@@ -151,6 +216,8 @@ impl<'c> TcPacket<'c> {
 }
 
 impl Packet for TcPacket<'_> {
+    const IS_EARLY: bool = false;
+
     #[inline(always)]
     fn length(&self) -> usize {
         self.context.len() as usize
@@ -161,6 +228,18 @@ impl Packet for TcPacket<'_> {
         // SAFETY: the context's pointer is valid while the program runs.
         let segments = unsafe { (*self.context.skb.skb).gso_segs };
         if segments == 0 { 1 } else { segments as u64 }
+    }
+
+    #[inline(always)]
+    fn largest(&self, headers: usize) -> usize {
+        // SAFETY: the context's pointer is valid while the program runs.
+        let segment = unsafe { (*self.context.skb.skb).gso_size };
+        if segment == 0 { self.length() - Ethernet::LENGTH } else { headers + segment as usize }
+    }
+
+    #[inline(always)]
+    fn can_be_handed(&self, _parsed: &Parsed, _device: Abilities) -> bool {
+        true
     }
 
     #[inline(always)]
@@ -191,14 +270,6 @@ impl Packet for TcPacket<'_> {
     #[inline(always)]
     fn set_link(&mut self, link: &Link) -> Result<(), Reason> {
         self.write(0, *link)
-    }
-}
-
-#[inline(always)]
-const fn address_offset<I: IpHeader>(side: Side) -> usize {
-    match side {
-        Side::Source => I::SOURCE_OFFSET,
-        Side::Destination => I::DESTINATION_OFFSET,
     }
 }
 
