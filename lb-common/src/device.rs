@@ -1,9 +1,15 @@
-//! Devices that XDP programs run on or send out of.
+//! Devices that XDP programs run on or send out of, and the sizes of what is kept of next hops.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Records of `DEVICES`, a power of two. A device lies at its number modulo this; of two that fall together one has none.
 pub const DEVICES: u32 = 4096;
+
+/// Records of `CLIENT_HOPS` on each CPU, a power of two.
+pub const CLIENT_HOPS: u32 = 4096;
+
+/// Bytes of a record of `CLIENT_HOPS` and of `BACKEND_HOPS`, a cache line. What is in it is the packet path's own affair.
+pub const HOP_RECORD: usize = 64;
 
 /// A record of `DEVICES`: two words, each changed by one atomic store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]

@@ -1,7 +1,7 @@
 //! Sizes that the map layout fixes.
 
 /// Counts the layouts of the pinned maps. A controller adopts pins of its own number only.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Words of 8 bytes in one large value of `SLOTS`, 4 MiB; a run lies within one.
 pub const SLOTS_PER_CHUNK: u32 = 1 << 19;

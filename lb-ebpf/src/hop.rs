@@ -3,7 +3,13 @@
 //!
 //! What is kept counts until its time is over, or until the controller says that the network has changed.
 
-use lb_common::{addr::Addr, backend::BackendId, device::Abilities, flow::Tick, service::FrontendId};
+use lb_common::{
+    addr::Addr,
+    backend::BackendId,
+    device::{Abilities, HOP_RECORD},
+    flow::Tick,
+    service::FrontendId,
+};
 
 use crate::{
     atomic::Shared,
@@ -12,10 +18,7 @@ use crate::{
 };
 
 /// What one CPU keeps of a hop, a cache line: what was asked (three words), when (two), and the answer.
-pub type HopRecord = [Shared; 8];
-
-/// Records of hops to clients on each CPU, a power of two.
-pub const CLIENT_HOPS: u32 = 4096;
+pub type HopRecord = [Shared; HOP_RECORD / size_of::<u64>()];
 
 /// How a packet goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,12 +42,7 @@ pub struct Hop {
 /// # Errors
 /// What the routes say where they name no hop.
 #[inline(always)]
-pub fn to_backend<K: Kernel>(
-    kernel: &K,
-    backend: BackendId,
-    query: &RouteQuery,
-    is_early: bool,
-) -> Result<Hop, Route> {
+pub fn to_backend<K: Kernel>(kernel: &K, backend: BackendId, query: &RouteQuery, is_early: bool) -> Result<Hop, Route> {
     let record = kernel.backend_hop(backend).ok_or(Route::None)?;
     find(kernel, record, Key::new(&query.destination, query.through, 0), query, is_early)
 }
@@ -100,13 +98,7 @@ impl Key {
 }
 
 #[inline(always)]
-fn find<K: Kernel>(
-    kernel: &K,
-    record: &HopRecord,
-    key: Key,
-    query: &RouteQuery,
-    is_early: bool,
-) -> Result<Hop, Route> {
+fn find<K: Kernel>(kernel: &K, record: &HopRecord, key: Key, query: &RouteQuery, is_early: bool) -> Result<Hop, Route> {
     let now = kernel.now();
     let is_same = record[0].load() == key.first && record[1].load() == key.second && record[2].load() == key.third;
     let asked = record[3].load();

@@ -2,6 +2,7 @@
 
 use lb_common::{
     backend::{Backend, Endpoint},
+    device::{CLIENT_HOPS, DEVICES, Device, HOP_RECORD},
     flow,
     fragment::{FragmentKey, FragmentRecord},
     limits::SLOTS_PER_CHUNK,
@@ -28,7 +29,7 @@ pub struct Capacity {
     pub policies: u32,
     /// Values of `SLOTS`.
     pub slot_chunks: u32,
-    /// `BACKENDS`, `ACTIVE` and `TRAFFIC`: twice the limit, for those that were removed and that flows still name.
+    /// `BACKENDS`, `BACKEND_HOPS`, `ACTIVE` and `TRAFFIC`: twice the limit, for those that were removed and that flows still name.
     pub backends: u32,
     /// `ENDPOINTS`.
     pub endpoints: u32,
@@ -95,6 +96,9 @@ impl Capacity {
             array("SLOTS", self.slot_chunks, SLOTS_PER_CHUNK as usize * size_of::<u64>()),
             array("CURSORS", self.services, size_of::<[u64; 8]>()),
             array("BACKENDS", self.backends, size_of::<Backend>()),
+            per_cpu_array("BACKEND_HOPS", self.backends, HOP_RECORD, cpus),
+            per_cpu_array("CLIENT_HOPS", CLIENT_HOPS, HOP_RECORD, cpus),
+            array("DEVICES", DEVICES, size_of::<Device>()),
             hash("ENDPOINTS", self.endpoints, size_of::<SocketKey>(), size_of::<Endpoint>(), cpus),
             array("FLOWS", self.flow_buckets, size_of::<flow::Bucket>()),
             array("LOCKS", flow::LOCKS, 64),

@@ -24,18 +24,24 @@ pub enum HookSetting {
     /// The best each interface can.
     #[default]
     Auto,
+    /// XDP in the driver, and traffic control for what that leaves.
+    Xdp,
+    /// XDP in the stack, and traffic control for what that leaves.
+    XdpGeneric,
     /// Traffic control.
     Tc,
 }
 
 impl HookSetting {
     /// Every setting.
-    pub const ALL: [Self; 2] = [Self::Auto, Self::Tc];
+    pub const ALL: [Self; 4] = [Self::Auto, Self::Xdp, Self::XdpGeneric, Self::Tc];
 
     /// The name in configurations and flags.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
+            Self::Xdp => "xdp",
+            Self::XdpGeneric => "xdp-generic",
             Self::Tc => "tc",
         }
     }
@@ -52,13 +58,15 @@ pub enum WaySetting {
     RedirectPeer,
     /// Out of the device the route names.
     RedirectNeigh,
+    /// The same, by XDP already.
+    XdpRedirect,
     /// Through the host's stack.
     Stack,
 }
 
 impl WaySetting {
     /// Every setting.
-    pub const ALL: [Self; 4] = [Self::Auto, Self::RedirectPeer, Self::RedirectNeigh, Self::Stack];
+    pub const ALL: [Self; 5] = [Self::Auto, Self::RedirectPeer, Self::RedirectNeigh, Self::XdpRedirect, Self::Stack];
 
     /// The name in configurations and flags.
     pub const fn name(self) -> &'static str {
@@ -66,6 +74,7 @@ impl WaySetting {
             Self::Auto => "auto",
             Self::RedirectPeer => "redirect-peer",
             Self::RedirectNeigh => "redirect-neigh",
+            Self::XdpRedirect => "xdp-redirect",
             Self::Stack => "stack",
         }
     }

@@ -83,6 +83,9 @@ pub struct WayState {
     pub way: String,
     /// The interface that packets leave by.
     pub interface: Option<String>,
+    /// Where its replies are taken: an interface, and the hook there.
+    #[serde(default)]
+    pub back: String,
     /// Why not a better way.
     pub why: String,
 }
@@ -98,9 +101,15 @@ pub struct HookState {
     pub ingress: Option<String>,
     /// Whether replies that the stack forwards are rewritten where they leave by it.
     pub egress: bool,
-    /// How the programs are attached.
+    /// How the programs of traffic control are attached.
     pub mode: String,
-    /// Why not otherwise, or what is wrong.
+    /// How XDP looks first: `xdp` or `xdp-generic`; nothing where it does not.
+    #[serde(default)]
+    pub xdp: Option<String>,
+    /// Why XDP does not, or what it leaves to traffic control.
+    #[serde(default)]
+    pub xdp_why: String,
+    /// What is wrong.
     pub why: String,
 }
 

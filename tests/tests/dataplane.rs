@@ -28,7 +28,7 @@ use lb_userspace::{
     capacity::Capacity,
     dataplane::{
         Dataplane as _,
-        attach::{self, Direction, HookReport, Hooks, Mode, Outcome, Role},
+        attach::{self, HookReport, Hooks, Mode, Outcome, Point, Role},
         bpf::{Bpf, Opening, Options},
         maps::Maps,
         mmap::{Access, Mapping},
@@ -148,7 +148,7 @@ fn a_killed_controller_leaves_everything() -> Result<()> {
     ensure!(line == "ready\n", "{line}");
     child.kill()?;
     child.wait()?;
-    ensure!(sys::tcx_programs(veth.ifindex, Direction::Ingress)?.len() == 1, "the hook survives");
+    ensure!(sys::tcx_programs(veth.ifindex, Point::Ingress)?.len() == 1, "the hook survives");
     let before = ground.not_ours()?;
     veth.send(10)?;
     ensure!(ground.not_ours()? == before + 10, "the packet path goes on");
@@ -171,7 +171,7 @@ fn victim(root: &Path) -> ExitCode {
         let (mut bpf, _) = Bpf::open_or_create(&options(root))?;
         bpf.apply(&sample_changes())?;
         let ifindex = env::var("EVENKEEL_TEST_IFINDEX")?.parse()?;
-        let hooks = Hooks { name: "victim".to_owned(), ingress: Some(Role::Clients), egress: false };
+        let hooks = Hooks { name: "victim".to_owned(), ingress: Some(Role::Clients), egress: false, xdp: None };
         outcomes(&attach::apply(&bpf, &BTreeMap::from([(ifindex, hooks)]), Mode::Tcx)?)?;
         println!("ready");
         thread::sleep(Duration::from_secs(60));
@@ -686,7 +686,9 @@ fn hooks_come_change_and_go(mode: Mode) -> Result<()> {
     let veth = Veth::new("come")?;
     let (bpf, _) = ground.open()?;
     ensure!(Mode::of_this_kernel() == Mode::Tcx, "this kernel has tcx");
-    let hooks = |ingress, egress| BTreeMap::from([(veth.ifindex, Hooks { name: veth.name.clone(), ingress, egress })]);
+    let hooks = |ingress, egress| {
+        BTreeMap::from([(veth.ifindex, Hooks { name: veth.name.clone(), ingress, egress, xdp: None })])
+    };
     for (wanted, expected) in [
         (hooks(Some(Role::Clients), false), vec![Outcome::Attached]),
         (hooks(Some(Role::Clients), false), vec![Outcome::Kept]),
@@ -771,7 +773,7 @@ fn no_packet_is_missed(mode: Mode) -> Result<()> {
                 let (bpf, opening) = ground.open()?;
                 ensure!(opening.is_adopted);
                 let role = if number % 2 == 0 { Role::Both } else { Role::Clients };
-                let hooks = Hooks { name: veth.name.clone(), ingress: Some(role), egress: false };
+                let hooks = Hooks { name: veth.name.clone(), ingress: Some(role), egress: false, xdp: None };
                 let reports = attach::apply(&bpf, &BTreeMap::from([(veth.ifindex, hooks)]), mode)?;
                 ensure!(outcomes(&reports)? == [Outcome::Replaced], "{reports:?}");
             }
@@ -817,7 +819,7 @@ fn an_interface_that_is_gone() -> Result<()> {
     let (bpf, _) = ground.open()?;
     for mode in [Mode::Tcx, Mode::Clsact] {
         let mut wanted = veth.clients();
-        let gone = Hooks { name: "eth9".to_owned(), ingress: Some(Role::Clients), egress: false };
+        let gone = Hooks { name: "eth9".to_owned(), ingress: Some(Role::Clients), egress: false, xdp: None };
         wanted.insert(999_999, gone);
         let reports = attach::apply(&bpf, &wanted, mode)?;
         ensure!(reports.len() == 2 && reports[0].outcome.is_ok(), "{reports:?}");
@@ -1010,22 +1012,23 @@ impl Veth {
     }
 
     fn clients(&self) -> BTreeMap<u32, Hooks> {
-        let hooks = Hooks { name: self.name.clone(), ingress: Some(Role::Clients), egress: false };
+        let hooks = Hooks { name: self.name.clone(), ingress: Some(Role::Clients), egress: false, xdp: None };
         BTreeMap::from([(self.ifindex, hooks)])
     }
 
     /// Whether one program of ours is on ingress, and one on egress.
     fn hooks(&self, mode: Mode) -> Result<(bool, bool)> {
-        let is_there = |direction: Direction| -> Result<bool> {
+        let is_there = |direction: Point| -> Result<bool> {
             match mode {
                 Mode::Tcx => Ok(sys::tcx_programs(self.ifindex, direction)?.len() == 1),
                 Mode::Clsact => {
                     let filters = run("tc", &["filter", "show", "dev", &self.name, direction.name()])?;
                     Ok(filters.matches("evenkeel:").count() == 1)
                 }
+                Mode::Xdp(_) => bail!("XDP has no such hooks"),
             }
         };
-        Ok((is_there(Direction::Ingress)?, is_there(Direction::Egress)?))
+        Ok((is_there(Point::Ingress)?, is_there(Point::Egress)?))
     }
 
     fn has_clsact(&self) -> Result<bool> {

@@ -114,7 +114,7 @@ fn changes_are_atomic() -> Result<()> {
             let way = Way::Peer { ifindex: ifindex(lab.port(0))? };
             let mut writer = Writer::new(&mut bpf, capacity, backend, way, &load)?;
             writer.publish(0, &[Half::First])?;
-            let hooks = Hooks { name: CLIENT_SIDE.to_owned(), ingress: Some(Role::Clients), egress: false };
+            let hooks = Hooks { name: CLIENT_SIDE.to_owned(), ingress: Some(Role::Clients), egress: false, xdp: None };
             attach::apply(writer.bpf, &BTreeMap::from([(ifindex(CLIENT_SIDE)?, hooks)]), Mode::of_this_kernel())?;
             // Below the ports that the kernel gives to sockets of its own choice.
             let senders = [sender(first, 10_000..20_000), sender(second, 20_000..30_000)];

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lb_userspace::dataplane::{attach::Direction, sys};
+use lb_userspace::dataplane::{attach::Point, sys};
 use serde_json::Value;
 use testbed::{
     ask::{Answers, Ask},
@@ -221,7 +221,7 @@ fn programs(lab: &Lab) -> Result<BTreeMap<String, usize>> {
             let ifindex = lab.balancer().sh(&format!("ip -o link show {device}"))?;
             let ifindex: u32 = ifindex.split(':').next().context("a number")?.parse()?;
             let count = lab.balancer().enter(|| {
-                let directions = [Direction::Ingress, Direction::Egress].into_iter();
+                let directions = [Point::Ingress, Point::Egress].into_iter();
                 let counts = directions.map(|direction| Ok(sys::tcx_programs(ifindex, direction)?.len()));
                 Ok(counts.collect::<Result<Vec<_>>>()?.iter().sum::<usize>())
             })?;

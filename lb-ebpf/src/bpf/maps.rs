@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     backend::{Backend, Endpoint},
-    device::{DEVICES as DEVICE_COUNT, Device},
+    device::{CLIENT_HOPS as CLIENT_HOP_COUNT, DEVICES as DEVICE_COUNT, Device},
     flow::LOCKS as LOCK_COUNT,
     fragment::{FragmentKey, FragmentRecord},
     hash::Secret,
@@ -22,7 +22,7 @@ use lb_common::{
 };
 use lb_ebpf::{
     atomic::Shared,
-    hop::{CLIENT_HOPS as CLIENT_HOP_COUNT, HopRecord},
+    hop::HopRecord,
     kernel::{FlowBucket, ReplyBucket, SlotChunk},
     parse::Parsed,
 };

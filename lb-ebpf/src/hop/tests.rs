@@ -1,4 +1,4 @@
-use lb_common::addr::Family;
+use lb_common::{addr::Family, device::CLIENT_HOPS};
 
 use super::*;
 use crate::testing::{Cpu, Maps};
@@ -29,14 +29,8 @@ fn hop(cpu: &Cpu<'_>, client: [u8; 4]) -> Hop {
 fn what_is_kept_says_what_was_asked() {
     let maps = maps();
     let cpu = Cpu::new(&maps, 1);
-    let expected = Hop {
-        ifindex: 7,
-        mtu: MTU,
-        is_resolved: true,
-        is_reminder: false,
-        link: link(1),
-        abilities: Abilities::SENDS,
-    };
+    let expected =
+        Hop { ifindex: 7, mtu: MTU, is_resolved: true, is_reminder: false, link: link(1), abilities: Abilities::SENDS };
     assert_eq!(hop(&cpu, [10, 0, 0, 1]), expected, "asked");
     assert_eq!(hop(&cpu, [10, 0, 0, 1]), expected, "kept");
 }

@@ -305,11 +305,9 @@ fn an_answer_that_cannot_leave_is_counted() {
         let answer = world.answers(1);
         let size = answer.bytes().len() as u32 - 14;
         let narrow = |mtu| Route::Link { ifindex: 1, link: Link::default(), mtu };
-        for (route, expected) in [
-            (narrow(size - 1), Some(Reason::TooBig)),
-            (narrow(size), None),
-            (Route::None, Some(Reason::NoRoute)),
-        ] {
+        for (route, expected) in
+            [(narrow(size - 1), Some(Reason::TooBig)), (narrow(size), None), (Route::None, Some(Reason::NoRoute))]
+        {
             world.maps.route = route;
             assert_eq!(world.back(&answer, Hook::Ingress).err(), expected, "{route:?}");
         }

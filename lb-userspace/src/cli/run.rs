@@ -23,10 +23,10 @@ pub(crate) struct Run {
     /// The configuration; read again when it changes, and on SIGHUP
     #[arg(long, value_name = "FILE", default_value = "/etc/evenkeel/evenkeel.toml")]
     config: PathBuf,
-    /// The way to backends, instead of the file's: auto, redirect-peer, redirect-neigh or stack
+    /// The way to backends, instead of the file's: auto, redirect-peer, redirect-neigh, xdp-redirect or stack
     #[arg(long, value_parser = way)]
     way: Option<WaySetting>,
-    /// The hook, instead of the file's: auto or tc
+    /// The hook, instead of the file's: auto, xdp, xdp-generic or tc
     #[arg(long, value_parser = hook)]
     hook: Option<HookSetting>,
     #[command(flatten)]

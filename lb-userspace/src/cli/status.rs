@@ -154,14 +154,26 @@ fn hooks(report: &Report, paint: Paint) -> String {
     }
     let mut table = Table::new(&["INTERFACE", "FOR", "MODE", "WHY"]);
     for hook in &report.state.hooks {
+        let modes: Vec<&str> = hook.xdp.as_deref().into_iter().chain([hook.mode.as_str()]).collect();
         table.row(vec![
             text(&hook.interface),
             text(purpose(hook)),
-            text(&hook.mode),
-            text(&hook.why).in_tone(Tone::Faint),
+            text(modes.join(", ")),
+            text(reasons(hook)).in_tone(Tone::Faint),
         ]);
     }
     table.render("  ", paint)
+}
+
+/// What is wrong with a hook, and why it is no better one.
+fn reasons(hook: &HookState) -> String {
+    let xdp = match (hook.xdp_why.as_str(), &hook.xdp) {
+        ("", _) => String::new(),
+        (why, Some(_)) => why.to_owned(),
+        (why, None) => format!("not XDP: {why}"),
+    };
+    let all = [hook.why.clone(), xdp];
+    all.into_iter().filter(|why| !why.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 fn purpose(hook: &HookState) -> String {
@@ -174,11 +186,17 @@ fn ways(report: &Report, paint: Paint) -> String {
     if report.state.ways.is_empty() {
         return String::new();
     }
-    let mut table = Table::new(&["BACKEND", "WAY", "THROUGH", "WHY"]);
+    let mut table = Table::new(&["BACKEND", "WAY", "THROUGH", "BACK", "WHY"]);
     for way in &report.state.ways {
         let through = way.interface.as_deref().unwrap_or("-");
         let address = way.address.to_string();
-        table.row(vec![text(address), text(&way.way), text(through), text(&way.why).in_tone(Tone::Faint)]);
+        table.row(vec![
+            text(address),
+            text(&way.way),
+            text(through),
+            text(&way.back),
+            text(&way.why).in_tone(Tone::Faint),
+        ]);
     }
     table.render("  ", paint)
 }
@@ -210,12 +228,14 @@ mod tests {
                     address: "10.0.0.2".parse().expect("an address"),
                     way: "redirect-peer".into(),
                     interface: Some("v1".into()),
+                    back: "v1 tc".into(),
                     why: "port v1 of bridge br0".into(),
                 },
                 WayState {
                     address: "fd00::3".parse().expect("an address"),
                     way: "stack".into(),
                     interface: None,
+                    back: "eth3 egress".into(),
                     why: "no route leads to it".into(),
                 },
             ],
@@ -225,6 +245,8 @@ mod tests {
                 ingress: Some("clients".into()),
                 egress: true,
                 mode: "tcx".into(),
+                xdp: Some("xdp".into()),
+                xdp_why: String::new(),
                 why: String::new(),
             }],
             last_change: Some(LastChange {
@@ -256,16 +278,16 @@ mod tests {
              configuration  /etc/evenkeel.toml\n\
              last change    20 s ago: configuration, 12 steps, in force after 0.4 ms, applied after 15.3 ms\n\
              last sweep     1 s ago; 1 removed backends still have flows\n\
-             pins           /sys/fs/bpf/evenkeel, layout 1, adopted from an earlier controller\n\
+             pins           /sys/fs/bpf/evenkeel, layout 2, adopted from an earlier controller\n\
              \n\
              Hooks\n\
-             \x20 INTERFACE  FOR                       MODE  WHY\n\
-             \x20 eth3       clients, stack's replies  tcx\n\
+             \x20 INTERFACE  FOR                       MODE      WHY\n\
+             \x20 eth3       clients, stack's replies  xdp, tcx\n\
              \n\
              Ways\n\
-             \x20 BACKEND   WAY            THROUGH  WHY\n\
-             \x20 10.0.0.2  redirect-peer  v1       port v1 of bridge br0\n\
-             \x20 fd00::3   stack          -        no route leads to it\n\
+             \x20 BACKEND   WAY            THROUGH  BACK         WHY\n\
+             \x20 10.0.0.2  redirect-peer  v1       v1 tc        port v1 of bridge br0\n\
+             \x20 fd00::3   stack          -        eth3 egress  no route leads to it\n\
              \n\
              Not balanced\n\
              \x20 REASON   PACKETS  WHAT IT MEANS\n\
@@ -298,7 +320,7 @@ mod tests {
             "controller     not running\n\
              last change    none\n\
              last sweep     none\n\
-             pins           /sys/fs/bpf/evenkeel, layout 1\n\
+             pins           /sys/fs/bpf/evenkeel, layout 2\n\
              \n\
              Look at this\n\
              \x20 no controller is running: packets flow on, but changes of backends and network are not followed\n\

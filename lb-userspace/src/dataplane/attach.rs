@@ -1,10 +1,10 @@
-//! Programs on interfaces: tcx links where the kernel has them, clsact filters else. Both outlive this process, and a
-//! program is replaced by another without a packet seeing neither.
+//! Programs on interfaces: tcx links where the kernel has them, clsact filters else, and XDP links in front of either. All
+//! outlive this process, and a program is replaced by another without a packet seeing neither.
 
 use std::{
     collections::BTreeMap,
     fmt, io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::capacity::Capacity;
 
-pub use super::sys::Direction;
+pub use super::sys::{Point, XdpMode};
 
 /// What is wanted on one interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct Hooks {
     pub ingress: Option<Role>,
     /// Whether replies that the stack forwards leave by it.
     pub egress: bool,
+    /// Whether what comes in is looked at by XDP first, which leaves to `ingress` what it cannot send.
+    pub xdp: Option<XdpMode>,
 }
 
 /// Who is behind an interface.
@@ -57,6 +59,14 @@ impl Role {
             Self::Both => Program::IngressBoth,
         }
     }
+
+    const fn early_program(self) -> Program {
+        match self {
+            Self::Clients => Program::XdpClients,
+            Self::Backends => Program::XdpBackends,
+            Self::Both => Program::XdpBoth,
+        }
+    }
 }
 
 /// By what a program is held on an interface.
@@ -66,23 +76,26 @@ pub enum Mode {
     Tcx,
     /// A filter of the clsact qdisc.
     Clsact,
+    /// A pinned link of XDP.
+    Xdp(XdpMode),
 }
 
 impl Mode {
-    /// The better one of what this kernel has.
+    /// The better one of what this kernel has at traffic control.
     pub fn of_this_kernel() -> Self {
         // The loopback has this number in every namespace; a kernel without tcx does not know the question.
-        match sys::tcx_programs(1, Direction::Ingress) {
+        match sys::tcx_programs(1, Point::Ingress) {
             Ok(_) => Self::Tcx,
             Err(_) => Self::Clsact,
         }
     }
 
-    /// `tcx` or `clsact`.
+    /// `tcx`, `clsact`, `xdp` or `xdp-generic`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tcx => "tcx",
             Self::Clsact => "clsact",
+            Self::Xdp(mode) => mode.name(),
         }
     }
 }
@@ -95,7 +108,7 @@ pub struct HookReport {
     /// Its name; empty where it is not wanted any more and only its number is known.
     pub name: String,
     /// Which of its hooks.
-    pub direction: Direction,
+    pub point: Point,
     /// By what the program is held.
     pub mode: Mode,
     /// The program; `None` where none is wanted.
@@ -163,14 +176,14 @@ pub enum AttachError {
         name: String,
     },
     /// The kernel refused.
-    #[error("interface {name} ({ifindex}) {} by {}: {source}", direction.name(), mode.name())]
+    #[error("interface {name} ({ifindex}) {} by {}: {source}", point.name(), mode.name())]
     Refused {
         /// Its number.
         ifindex: u32,
         /// Its name.
         name: String,
         /// Which hook.
-        direction: Direction,
+        point: Point,
         /// By what.
         mode: Mode,
         /// What the kernel said.
@@ -180,69 +193,107 @@ pub enum AttachError {
 
 /// Makes the hooks what is `wanted`, all others of these pins being removed. One that fails does not hold up the rest.
 ///
+/// An XDP program is put in front of what it leaves packets to, and taken away from there, so that no packet is left to
+/// nobody.
+///
 /// # Errors
 /// When the pins cannot be listed.
 pub fn apply(bpf: &Bpf, wanted: &BTreeMap<u32, Hooks>, mode: Mode) -> Result<Vec<HookReport>, PinsError> {
     let pins = bpf.pins();
-    let places: BTreeMap<Place, (&str, Program)> = wanted
-        .iter()
-        .flat_map(|(ifindex, hooks)| {
-            let ingress = hooks.ingress.map(|role| (Direction::Ingress, role.program()));
-            let egress = hooks.egress.then_some((Direction::Egress, Program::EgressClients));
-            ingress
-                .into_iter()
-                .chain(egress)
-                .map(|(direction, program)| (Place { ifindex: *ifindex, direction }, (hooks.name.as_str(), program)))
-        })
-        .collect();
+    let places = places(wanted, mode);
     let mut reports = Vec::new();
-    for (place, (name, program)) in &places {
-        let outcome = match mode {
-            // The new one first: for a moment both see the packets, never none.
-            Mode::Tcx => {
-                put_link(bpf, *place, *program).and_then(|outcome| drop_filter(pins, *place).map(|()| outcome))
-            }
-            Mode::Clsact => {
-                put_filter(bpf, *place, *program).and_then(|outcome| drop_link(pins, *place).map(|()| outcome))
-            }
-        };
-        let outcome = outcome.map_err(|source| {
+    for (place, held) in held(pins)?.into_iter().filter(|(place, _)| place.point == Point::Xdp) {
+        if !places.iter().any(|wanted| wanted.place == place) {
+            reports.push(drop_program(pins, place, held));
+        }
+    }
+    for Wanted { place, name, program, mode } in &places {
+        let outcome = put_program(bpf, *place, *program, *mode).map_err(|source| {
             if is_gone(&source) {
                 drop((drop_link(pins, *place), drop_filter(pins, *place)));
             }
-            failure(*place, name, mode, source)
+            failure(*place, name, *mode, source)
         });
         let foreign = foreign(bpf, *place, name).unwrap_or_default();
         reports.push(HookReport {
             ifindex: place.ifindex,
             name: (*name).to_owned(),
-            direction: place.direction,
-            mode,
+            point: place.point,
+            mode: *mode,
             program: Some(*program),
             outcome,
             foreign,
         });
     }
-    for (held, place) in held(pins)?.into_iter().filter(|(_, place)| !places.contains_key(place)) {
-        let dropped = match held {
-            Mode::Tcx => drop_link(pins, place),
-            Mode::Clsact => drop_filter(pins, place),
-        };
-        reports.push(HookReport {
-            ifindex: place.ifindex,
-            name: String::new(),
-            direction: place.direction,
-            mode: held,
-            program: None,
-            outcome: dropped.map(|()| Outcome::Removed).map_err(|source| failure(place, "", held, source)),
-            foreign: Vec::new(),
-        });
+    for (place, held) in held(pins)? {
+        if place.point != Point::Xdp && !places.iter().any(|wanted| wanted.place == place) {
+            reports.push(drop_program(pins, place, held));
+        }
     }
     drop_qdiscs(pins)?;
     if reports.iter().all(|report| report.outcome.is_ok()) {
         bpf.retire_earlier()?;
     }
     Ok(reports)
+}
+
+/// A program that is wanted somewhere.
+struct Wanted<'w> {
+    place: Place,
+    name: &'w str,
+    program: Program,
+    mode: Mode,
+}
+
+/// The programs that are wanted, those of XDP last.
+fn places(wanted: &BTreeMap<u32, Hooks>, mode: Mode) -> Vec<Wanted<'_>> {
+    let mut places = Vec::new();
+    let mut early = Vec::new();
+    for (ifindex, hooks) in wanted {
+        let of = |point, program, mode| {
+            let place = Place { ifindex: *ifindex, point };
+            Wanted { place, name: hooks.name.as_str(), program, mode }
+        };
+        if let Some(role) = hooks.ingress {
+            places.push(of(Point::Ingress, role.program(), mode));
+            early.extend(hooks.xdp.map(|xdp| of(Point::Xdp, role.early_program(), Mode::Xdp(xdp))));
+        }
+        if hooks.egress {
+            places.push(of(Point::Egress, Program::EgressClients, mode));
+        }
+    }
+    places.append(&mut early);
+    places
+}
+
+fn put_program(bpf: &Bpf, place: Place, program: Program, mode: Mode) -> io::Result<Outcome> {
+    match mode {
+        // The new one first: for a moment both see the packets, never none.
+        Mode::Tcx => put_link(bpf, place, program).and_then(|outcome| drop_filter(bpf.pins(), place).map(|()| outcome)),
+        Mode::Clsact => {
+            put_filter(bpf, place, program).and_then(|outcome| drop_link(bpf.pins(), place).map(|()| outcome))
+        }
+        Mode::Xdp(mode) => put_xdp(bpf, place, program, mode),
+    }
+}
+
+/// Takes away a program that is not wanted any more.
+fn drop_program(pins: &Pins, place: Place, held: Held) -> HookReport {
+    let (mode, dropped) = match held {
+        Held::Link => {
+            (if place.point == Point::Xdp { Mode::Xdp(XdpMode::Native) } else { Mode::Tcx }, drop_link(pins, place))
+        }
+        Held::Filter => (Mode::Clsact, drop_filter(pins, place)),
+    };
+    HookReport {
+        ifindex: place.ifindex,
+        name: String::new(),
+        point: place.point,
+        mode,
+        program: None,
+        outcome: dropped.map(|()| Outcome::Removed).map_err(|source| failure(place, "", mode, source)),
+        foreign: Vec::new(),
+    }
 }
 
 /// What [`detach_all`] took away.
@@ -273,10 +324,10 @@ pub fn detach(pins: &Pins, lock: &mut Lock) -> Result<Detached, PinsError> {
         return Ok(Detached::default());
     }
     let held = held(pins)?;
-    for (mode, place) in &held {
-        let (path, dropped) = match mode {
-            Mode::Tcx => (link_pin(pins, *place), drop_link(pins, *place)),
-            Mode::Clsact => (filter_pin(pins, *place), drop_filter(pins, *place)),
+    for (place, held) in &held {
+        let (path, dropped) = match held {
+            Held::Link => (link_pin(pins, *place), drop_link(pins, *place)),
+            Held::Filter => (filter_pin(pins, *place), drop_filter(pins, *place)),
         };
         dropped.map_err(|source| PinsError::Io { path, source })?;
     }
@@ -299,17 +350,27 @@ pub fn detach(pins: &Pins, lock: &mut Lock) -> Result<Detached, PinsError> {
     Ok(Detached { hooks: held.len(), has_maps })
 }
 
-/// The hooks that these pins hold, by what and where.
+/// The hooks that these pins hold, where and by what; those of XDP first, as they are to be taken away.
 ///
 /// # Errors
 /// When the pins cannot be listed.
-pub fn held(pins: &Pins) -> Result<Vec<(Mode, Place)>, PinsError> {
-    let places = |folder: PathBuf, mode: Mode| -> Result<Vec<(Mode, Place)>, PinsError> {
-        Ok(pins::names(&folder)?.iter().filter_map(|name| Place::parse(name)).map(|place| (mode, place)).collect())
+pub fn held(pins: &Pins) -> Result<Vec<(Place, Held)>, PinsError> {
+    let places = |folder: PathBuf, held: Held| -> Result<Vec<(Place, Held)>, PinsError> {
+        Ok(pins::names(&folder)?.iter().filter_map(|name| Place::parse(name)).map(|place| (place, held)).collect())
     };
-    let mut held = places(pins.links(), Mode::Tcx)?;
-    held.extend(places(pins.filters(), Mode::Clsact)?);
+    let mut held = places(pins.links(), Held::Link)?;
+    held.extend(places(pins.filters(), Held::Filter)?);
+    held.sort_by_key(|(place, _)| (place.point, place.ifindex));
     Ok(held)
+}
+
+/// By what a pin holds a hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// A link of tcx or XDP.
+    Link,
+    /// A filter of clsact.
+    Filter,
 }
 
 /// One hook of one interface.
@@ -318,23 +379,42 @@ pub struct Place {
     /// The interface.
     pub ifindex: u32,
     /// Which of its hooks.
-    pub direction: Direction,
+    pub point: Point,
 }
 
 impl Place {
     /// The name of its pin.
     fn pin_name(self) -> String {
-        format!("{}-{}", self.ifindex, self.direction.name())
+        format!("{}-{}", self.ifindex, self.point.name())
     }
 
     fn parse(name: &str) -> Option<Self> {
-        let (ifindex, direction) = name.split_once('-')?;
-        let direction = Direction::ALL.into_iter().find(|known| known.name() == direction)?;
-        Some(Self { ifindex: ifindex.parse().ok()?, direction })
+        let (ifindex, point) = name.split_once('-')?;
+        let point = Point::ALL.into_iter().find(|known| known.name() == point)?;
+        Some(Self { ifindex: ifindex.parse().ok()?, point })
     }
 }
 
+/// An XDP link; one that runs in another mode is taken away first, because an interface has one.
+fn put_xdp(bpf: &Bpf, place: Place, program: Program, mode: XdpMode) -> io::Result<Outcome> {
+    let path = link_pin(bpf.pins(), place);
+    let is_ours = open_link(&path)?.is_some_and(|(_, state)| state.ifindex == Some(place.ifindex));
+    if is_ours && tc::xdp_program(place.ifindex)?.is_some_and(|(_, now)| now != mode) {
+        drop_link(bpf.pins(), place)?;
+    }
+    put_link_by(bpf, place, program, |program| sys::xdp_attach(program, place.ifindex, mode))
+}
+
 fn put_link(bpf: &Bpf, place: Place, program: Program) -> io::Result<Outcome> {
+    put_link_by(bpf, place, program, |program| sys::tcx_attach(program, place.ifindex, place.point))
+}
+
+fn put_link_by(
+    bpf: &Bpf,
+    place: Place,
+    program: Program,
+    attach: impl FnOnce(BorrowedFd<'_>) -> io::Result<OwnedFd>,
+) -> io::Result<Outcome> {
     let program = bpf.program(program);
     let path = link_pin(bpf.pins(), place);
     if let Some((link, state)) = open_link(&path)? {
@@ -348,7 +428,7 @@ fn put_link(bpf: &Bpf, place: Place, program: Program) -> io::Result<Outcome> {
         // Its interface is gone, and the number was given to another.
         sys::unpin(&path)?;
     }
-    let link = sys::tcx_attach(program, place.ifindex, place.direction)?;
+    let link = attach(program)?;
     sys::pin(link.as_fd(), &path)?;
     Ok(Outcome::Attached)
 }
@@ -394,7 +474,7 @@ fn put_filter(bpf: &Bpf, place: Place, program: Program) -> io::Result<Outcome> 
     // The pin first, so that the filter is found again whatever happens.
     sys::unpin(&pin)?;
     sys::pin(loaded, &pin)?;
-    tc::put_filter(place.ifindex, place.direction, loaded, program.name())?;
+    tc::put_filter(place.ifindex, place.point, loaded, program.name())?;
     Ok(outcome)
 }
 
@@ -404,14 +484,14 @@ fn drop_filter(pins: &Pins, place: Place) -> io::Result<()> {
         return Ok(());
     }
     if our_filter(place)?.is_some() {
-        tc::remove_filter(place.ifindex, place.direction)?;
+        tc::remove_filter(place.ifindex, place.point)?;
     }
     sys::unpin(&path)
 }
 
 /// The program that our filter runs there.
 fn our_filter(place: Place) -> io::Result<Option<u32>> {
-    let filters = tc::filters(place.ifindex, place.direction)?;
+    let filters = tc::filters(place.ifindex, place.point)?;
     Ok(filters.iter().find(|filter| filter.is_ours()).and_then(|filter| filter.program))
 }
 
@@ -421,7 +501,7 @@ fn drop_qdiscs(pins: &Pins) -> Result<(), PinsError> {
     for name in pins::names(&folder)? {
         let Some(ifindex) = name.strip_suffix("-qdisc").and_then(|ifindex| ifindex.parse().ok()) else { continue };
         let path = qdisc_mark(pins, ifindex);
-        if Direction::ALL.iter().any(|direction| filter_pin(pins, Place { ifindex, direction: *direction }).exists()) {
+        if Point::OF_TC.iter().any(|point| filter_pin(pins, Place { ifindex, point: *point }).exists()) {
             continue;
         }
         drop_qdisc(ifindex).and_then(|()| sys::unpin(&path)).map_err(|source| PinsError::Io { path, source })?;
@@ -430,8 +510,8 @@ fn drop_qdiscs(pins: &Pins) -> Result<(), PinsError> {
 }
 
 fn drop_qdisc(ifindex: u32) -> io::Result<()> {
-    for direction in Direction::ALL {
-        if !tc::filters(ifindex, direction)?.is_empty() {
+    for point in Point::OF_TC {
+        if !tc::filters(ifindex, point)?.is_empty() {
             return Ok(());
         }
     }
@@ -443,7 +523,6 @@ fn drop_qdisc(ifindex: u32) -> io::Result<()> {
 
 /// What others have on the same way: XDP in front of everything, tcx next, clsact last.
 fn foreign(bpf: &Bpf, place: Place, interface: &str) -> io::Result<Vec<Foreign>> {
-    let ours = our_programs(bpf, place)?;
     let named = |kind, id: u32, is_before| Foreign {
         kind,
         name: sys::program_name(id).unwrap_or_else(|_| format!("number {id}")),
@@ -451,20 +530,26 @@ fn foreign(bpf: &Bpf, place: Place, interface: &str) -> io::Result<Vec<Foreign>>
         interface: interface.to_owned(),
     };
     let mut foreign = Vec::new();
-    if place.direction == Direction::Ingress
-        && let Some(id) = tc::xdp_program(place.ifindex)?
+    if place.point == Point::Xdp {
+        // An interface has one, and that is reported where clients and replies are taken.
+        return Ok(foreign);
+    }
+    if place.point == Point::Ingress
+        && let Some((id, _)) = tc::xdp_program(place.ifindex)?
+        && Some(id) != our_link(bpf, Place { point: Point::Xdp, ..place })?
     {
         foreign.push(named("xdp", id, true));
     }
+    let ours: Vec<u32> = our_link(bpf, place)?.into_iter().chain(our_filter(place)?).collect();
     let mut is_before = true;
-    for id in sys::tcx_programs(place.ifindex, place.direction).unwrap_or_default() {
+    for id in sys::tcx_programs(place.ifindex, place.point).unwrap_or_default() {
         if ours.contains(&id) {
             is_before = false;
         } else {
             foreign.push(named("tcx", id, is_before));
         }
     }
-    for filter in tc::filters(place.ifindex, place.direction)? {
+    for filter in tc::filters(place.ifindex, place.point)? {
         if filter.is_ours() {
             is_before = false;
             continue;
@@ -477,10 +562,10 @@ fn foreign(bpf: &Bpf, place: Place, interface: &str) -> io::Result<Vec<Foreign>>
     Ok(foreign)
 }
 
-/// The ids of our programs at a place.
-fn our_programs(bpf: &Bpf, place: Place) -> io::Result<Vec<u32>> {
-    let link = open_link(&link_pin(bpf.pins(), place))?.map(|(_, state)| state.program);
-    Ok(link.into_iter().chain(our_filter(place)?).collect())
+/// The id of the program that our link runs there.
+fn our_link(bpf: &Bpf, place: Place) -> io::Result<Option<u32>> {
+    let link = open_link(&link_pin(bpf.pins(), place))?;
+    Ok(link.filter(|(_, state)| state.ifindex == Some(place.ifindex)).map(|(_, state)| state.program))
 }
 
 fn link_pin(pins: &Pins, place: Place) -> PathBuf {
@@ -501,7 +586,7 @@ fn failure(place: Place, name: &str, mode: Mode, source: io::Error) -> AttachErr
     if is_gone(&source) {
         AttachError::Gone { ifindex, name }
     } else {
-        AttachError::Refused { ifindex, name, direction: place.direction, mode, source }
+        AttachError::Refused { ifindex, name, point: place.point, mode, source }
     }
 }
 
@@ -515,11 +600,11 @@ mod tests {
 
     #[test]
     fn pins_name_their_place() {
-        for direction in Direction::ALL {
-            let place = Place { ifindex: 42, direction };
+        for point in Point::ALL {
+            let place = Place { ifindex: 42, point };
             assert_eq!(Place::parse(&place.pin_name()), Some(place));
         }
-        for other in ["42-qdisc", "eth0-ingress", "42", "-ingress", "42-ingress-2"] {
+        for other in ["42-qdisc", "eth0-ingress", "42", "-ingress", "42-ingress-2", "42-xdp-generic"] {
             assert_eq!(Place::parse(other), None, "{other}");
         }
     }

@@ -12,10 +12,11 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions,
     maps::{MapError, ProgramArray},
-    programs::{ProgramError, SchedClassifier},
+    programs::{Program as Loaded, ProgramError, SchedClassifier, Xdp},
 };
 use lb_common::{
     backend::{BackendId, BackendState, Endpoint},
+    device::Device,
     flow::Tick,
     reply::REPLY_TIMEOUT_SECONDS,
     service::ServiceWord,
@@ -26,7 +27,7 @@ use super::{
     host::{self, Unfit},
     maps::Maps,
     mmap::Access,
-    pins::{Lock, Pins, PinsError, Settings},
+    pins::{Lock, PROGRAMS, Pins, PinsError, Settings},
     sweep::{self, Miscount, Swept, Ticks},
     sys::{self, Grace, Shape},
 };
@@ -37,9 +38,6 @@ use crate::{
 
 /// The programs and maps, as the build made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("EVENKEEL_BPF_OBJECT"));
-
-/// The map that is not adopted: it belongs to the programs it was loaded with.
-const PROGRAMS: &str = "PROGRAMS";
 
 /// Gives the time; not attached anywhere.
 const READ_JIFFIES: &str = "read_jiffies";
@@ -86,7 +84,7 @@ pub enum OpenError {
         source: ProgramError,
     },
     /// The program array cannot be filled.
-    #[error("map {PROGRAMS}: {0}")]
+    #[error("the map of programs: {0}")]
     Map(#[from] MapError),
     /// A question to the system was refused.
     #[error("{what}: {source}")]
@@ -109,11 +107,33 @@ pub enum Program {
     IngressBoth,
     /// Rewrites answers that the stack forwards.
     EgressClients,
+    /// As [`Self::IngressClients`], by XDP.
+    XdpClients,
+    /// As [`Self::IngressBackends`], by XDP.
+    XdpBackends,
+    /// As [`Self::IngressBoth`], by XDP.
+    XdpBoth,
 }
 
 impl Program {
     /// Every program that is attached.
-    pub const ALL: [Self; 4] = [Self::IngressClients, Self::IngressBackends, Self::IngressBoth, Self::EgressClients];
+    pub const ALL: [Self; 7] = [
+        Self::IngressClients,
+        Self::IngressBackends,
+        Self::IngressBoth,
+        Self::EgressClients,
+        Self::XdpClients,
+        Self::XdpBackends,
+        Self::XdpBoth,
+    ];
+
+    /// Whether it runs at XDP.
+    pub const fn is_early(self) -> bool {
+        match self {
+            Self::IngressClients | Self::IngressBackends | Self::IngressBoth | Self::EgressClients => false,
+            Self::XdpClients | Self::XdpBackends | Self::XdpBoth => true,
+        }
+    }
 
     /// The name in the object, in the kernel and in listings.
     pub const fn name(self) -> &'static str {
@@ -122,16 +142,20 @@ impl Program {
             Self::IngressBackends => "ingress_backends",
             Self::IngressBoth => "ingress_both",
             Self::EgressClients => "egress_clients",
+            Self::XdpClients => "xdp_clients",
+            Self::XdpBackends => "xdp_backends",
+            Self::XdpBoth => "xdp_both",
         }
     }
 }
 
-/// Programs reached by tail call, in the order of their places in the program array.
-const TAILS: [&str; 2] = ["begin_flow", "query"];
+/// Programs reached by tail call, in the order of their places in each of [`PROGRAMS`].
+const TAILS: [&[&str]; 2] = [&["begin_flow", "query"], &["xdp_begin_flow", "xdp_query"]];
 
 /// The names of all programs that are loaded.
 fn loaded_programs() -> impl Iterator<Item = &'static str> {
-    Program::ALL.into_iter().map(Program::name).chain(TAILS).chain([READ_JIFFIES])
+    let tails = TAILS.into_iter().flatten().copied();
+    Program::ALL.into_iter().map(Program::name).chain(tails).chain([READ_JIFFIES])
 }
 
 /// The data path in the kernel, owned: no other controller has it.
@@ -260,7 +284,7 @@ impl Bpf {
     pub fn verified_instructions(&self) -> Result<BTreeMap<&'static str, Option<u32>>, DataplaneError> {
         let of = |name| {
             let refused = |error| DataplaneError::Map {
-                map: PROGRAMS,
+                map: PROGRAMS[0],
                 operation: format!("describe {name}"),
                 source: io::Error::other(whole(&error)),
             };
@@ -290,28 +314,34 @@ impl Bpf {
         if earlier.is_empty() {
             return Ok(());
         }
-        let path = |generation| self.pins.programs(generation);
-        self.grace.wait().map_err(|source| PinsError::Io { path: path(self.generation), source })?;
+        let path = |generation, map| self.pins.programs(generation, map);
+        self.grace.wait().map_err(|source| PinsError::Io { path: path(self.generation, PROGRAMS[0]), source })?;
         for generation in earlier {
-            sys::unpin(&path(generation)).map_err(|source| PinsError::Io { path: path(generation), source })?;
+            // The first, by which a loading is known, last.
+            for map in PROGRAMS.into_iter().rev() {
+                let path = path(generation, map);
+                sys::unpin(&path).map_err(|source| PinsError::Io { path, source })?;
+            }
         }
         Ok(())
     }
 
     fn test_run(&self, name: &str, options: TestRunOptions<'_>) -> Result<u32, DataplaneError> {
         let refused = |error| DataplaneError::Map {
-            map: PROGRAMS,
+            map: PROGRAMS[0],
             operation: format!("run {name}"),
             source: io::Error::other(whole(&error)),
         };
-        self.loaded(name).test_run(options).map(|result| result.return_value).map_err(refused)
+        let program = self.loaded(name);
+        let ran = match <&Xdp>::try_from(program) {
+            Ok(xdp) => xdp.test_run(options),
+            Err(_) => <&SchedClassifier>::try_from(program).and_then(|classifier| classifier.test_run(options)),
+        };
+        ran.map(|result| result.return_value).map_err(refused)
     }
 
-    fn loaded(&self, name: &str) -> &SchedClassifier {
-        self.ebpf
-            .program(name)
-            .and_then(|program| program.try_into().ok())
-            .expect("`load` has loaded every program that is asked for")
+    fn loaded(&self, name: &str) -> &Loaded {
+        self.ebpf.program(name).expect("`load` has loaded every program that is asked for")
     }
 
     /// Removed backends whose late answers the reply table still translates: by its key, which can be looked up but not
@@ -360,6 +390,11 @@ impl Dataplane for Bpf {
 
     fn sweep(&mut self) -> Result<Named, DataplaneError> {
         Ok(self.sweep_now()?.named)
+    }
+
+    fn follow_network(&mut self, devices: &BTreeMap<u32, Device>) {
+        self.maps.write_devices(devices);
+        self.maps.count_network_change();
     }
 }
 
@@ -429,7 +464,7 @@ pub(super) fn wanted_shapes(capacity: &Capacity) -> Result<BTreeMap<String, Shap
         .maps
         .iter()
         // What begins with a dot is data of the programs, and new with them.
-        .filter(|(name, _)| !name.starts_with('.') && *name != PROGRAMS)
+        .filter(|(name, _)| !name.starts_with('.') && !PROGRAMS.contains(&name.as_str()))
         .map(|(name, map)| {
             let shape = Shape {
                 kind: map.map_type(),
@@ -454,6 +489,7 @@ fn entries(capacity: &Capacity) -> BTreeMap<&'static str, u32> {
         ("POLICIES", capacity.policies),
         ("SLOTS", capacity.slot_chunks),
         ("BACKENDS", capacity.backends),
+        ("BACKEND_HOPS", capacity.backends),
         ("ACTIVE", capacity.backends),
         ("TRAFFIC", capacity.backends),
         ("ENDPOINTS", capacity.endpoints),
@@ -483,8 +519,10 @@ fn load(
         .override_global("STATE_TICKS", &ticks.states, true)
         .override_global("REPLY_TICKS", &ticks.reply, true)
         .override_global("REPLY_SETTLED_TICKS", &ticks.reply_settled, true)
-        .override_global("FRAGMENT_TICKS", &ticks.fragment, true)
-        .map_pin_path(PROGRAMS, pins.programs(generation));
+        .override_global("FRAGMENT_TICKS", &ticks.fragment, true);
+    for map in PROGRAMS {
+        loader.map_pin_path(map, pins.programs(generation, map));
+    }
     for (name, entries) in entries(capacity) {
         loader.map_max_entries(name, entries);
     }
@@ -493,27 +531,30 @@ fn load(
     }
     let mut ebpf = loader.load(OBJECT)?;
     for name in loaded_programs() {
-        let program: &mut SchedClassifier = ebpf
-            .program_mut(name)
-            .ok_or(OpenError::Program { name, source: ProgramError::UnexpectedProgramType })?
-            .try_into()
-            .map_err(|source| OpenError::Program { name, source })?;
-        program.load().map_err(|source| OpenError::Program { name, source })?;
+        let loaded = match ebpf.program_mut(name) {
+            Some(Loaded::SchedClassifier(classifier)) => classifier.load(),
+            Some(Loaded::Xdp(xdp)) => xdp.load(),
+            Some(_) | None => Err(ProgramError::UnexpectedProgramType),
+        };
+        loaded.map_err(|source| OpenError::Program { name, source })?;
     }
-    let map = ebpf.take_map(PROGRAMS).expect("the object declares this map");
-    let mut programs = ProgramArray::try_from(map)?;
-    for (index, name) in (0..).zip(TAILS) {
-        let program: &SchedClassifier =
-            ebpf.program(name).and_then(|program| program.try_into().ok()).expect("was loaded above");
-        let fd = program.fd().map_err(|source| OpenError::Program { name, source })?;
-        programs.set(index, fd, 0)?;
+    for (map, tails) in PROGRAMS.into_iter().zip(TAILS) {
+        let map = ebpf.take_map(map).expect("the object declares this map");
+        let mut programs = ProgramArray::try_from(map)?;
+        for (index, name) in (0..).zip(tails) {
+            let program = ebpf.program(name).expect("was loaded above");
+            let fd = program.fd().map_err(|source| OpenError::Program { name, source })?;
+            programs.set(index, fd, 0)?;
+        }
     }
     Ok(ebpf)
 }
 
 /// Takes away what a loading that failed has pinned. Whatever else is wrong, its error is the one to tell.
 fn undo(options: &Options, shapes: &BTreeMap<String, Shape>, is_new: bool, generation: u64) {
-    drop(fs::remove_file(options.pins.programs(generation)));
+    for map in PROGRAMS {
+        drop(fs::remove_file(options.pins.programs(generation, map)));
+    }
     if is_new {
         drop(remove_maps(&options.pins, shapes));
     }

@@ -9,6 +9,7 @@ use std::{
 
 use lb_common::{
     backend::{Backend, BackendId, BackendState, Endpoint, Way},
+    device::Device,
     flow,
     limits::SLOTS_PER_CHUNK,
     reason::Reason,
@@ -47,6 +48,8 @@ pub struct Maps {
     pub(super) active: Called<Mapping>,
     pub(super) flows: Called<Mapping>,
     pub(super) replies: Called<Mapping>,
+    devices: Called<Mapping>,
+    network_version: Called<Mapping>,
 }
 
 /// Something with the name of its map, for errors.
@@ -102,6 +105,8 @@ impl Maps {
             active: map("ACTIVE", size_of::<u64>())?,
             flows: map("FLOWS", size_of::<flow::Bucket>())?,
             replies: map("REPLIES", size_of::<ReplyBucket>())?,
+            devices: map("DEVICES", size_of::<Device>())?,
+            network_version: map("NETWORK_VERSION", size_of::<u64>())?,
         })
     }
 
@@ -346,6 +351,26 @@ impl Maps {
 
     pub(super) fn clear_frontend_info(&self, id: FrontendId) -> Result<(), DataplaneError> {
         self.write_frontend_infos(&[id.0], &[FrontendInfo::new_zeroed()])
+    }
+
+    /// Makes the devices these, each at its place. One that is another than before is none while it is written.
+    pub(super) fn write_devices(&self, devices: &BTreeMap<u32, Device>) {
+        for (place, words) in (0..).zip(self.devices.it.all()) {
+            let device = devices.get(&place).copied().unwrap_or_default();
+            let [number, address]: [u64; 2] = transmute!(device);
+            if load::<2>(words) != [number, address] {
+                words[0].store(0, Ordering::Release);
+                words[1].store(address, Ordering::Release);
+                words[0].store(number, Ordering::Release);
+            }
+        }
+    }
+
+    /// Has the packet path forget what it keeps of next hops.
+    pub(super) fn count_network_change(&self) {
+        if let Some([version]) = self.network_version.it.entry(0) {
+            version.fetch_add(1, Ordering::Release);
+        }
     }
 
     fn backend(&self, id: BackendId) -> Result<&[AtomicU64], DataplaneError> {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     backend::{BackendId, BackendState},
+    device::Device,
     limits::SLOTS_PER_CHUNK,
     reason::Reason,
     service::{PolicyId, ServiceId, ServiceWord},
@@ -155,6 +156,8 @@ impl Dataplane for Memory {
         self.named.backends.retain(keeps_flows);
         Ok(self.named.clone())
     }
+
+    fn follow_network(&mut self, _devices: &BTreeMap<u32, Device>) {}
 }
 
 /// The tables without the policies that no service names and the runs that no policy names.

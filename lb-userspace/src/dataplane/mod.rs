@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     backend::BackendId,
+    device::Device,
     reason::Reason,
     service::{FrontendId, ServiceId},
     stats::{ServiceStats, Traffic},
@@ -54,6 +55,10 @@ pub trait Dataplane {
     /// # Errors
     /// When a table cannot be read.
     fn sweep(&mut self) -> Result<Named, DataplaneError>;
+
+    /// Tells the packet path which devices there are for XDP, each at its place, and that the network has changed, so that
+    /// what it keeps of next hops is asked anew.
+    fn follow_network(&mut self, devices: &BTreeMap<u32, Device>);
 }
 
 /// All counters of a data path.

@@ -3,7 +3,8 @@
 //! ```text
 //! PINS/NAME                     a map, adopted by the next controller
 //! PINS/programs-N               the program array of the N-th loading; its programs tail-call through it
-//! PINS/links/IFINDEX-DIRECTION  a tcx link
+//! PINS/xdp-programs-N           the same for its XDP programs
+//! PINS/links/IFINDEX-POINT      a tcx link, or one of XDP
 //! PINS/filters/IFINDEX-…        a clsact filter's program, and a mark for a clsact qdisc that we made
 //! PINS/mounted                  a folder, as a mark that we mounted the filesystem
 //! ```
@@ -28,6 +29,10 @@ pub const DEFAULT_PINS: &str = "/sys/fs/bpf/evenkeel";
 
 /// Where bpf filesystems are mounted by habit.
 const DEFAULT_MOUNT: &str = "/sys/fs/bpf";
+
+/// The maps that are not adopted: they belong to the programs they were loaded with. Those of traffic control, and those
+/// of XDP.
+pub(super) const PROGRAMS: [&str; 2] = ["PROGRAMS", "XDP_PROGRAMS"];
 
 /// The map that says what all others are.
 pub(super) const SETTINGS: &str = "SETTINGS";
@@ -165,12 +170,12 @@ impl Pins {
         self.0.join(name)
     }
 
-    /// The pin of the program array of one loading.
-    pub(super) fn programs(&self, generation: u64) -> PathBuf {
-        self.0.join(format!("programs-{generation}"))
+    /// The pin of a program array of one loading.
+    pub(super) fn programs(&self, generation: u64, map: &str) -> PathBuf {
+        self.0.join(format!("{}-{generation}", map.to_ascii_lowercase().replace('_', "-")))
     }
 
-    /// Every loading whose program array is still pinned.
+    /// Every loading whose program arrays are still pinned.
     pub(super) fn generations(&self) -> Result<Vec<u64>, PinsError> {
         let mut generations: Vec<u64> = names(&self.0)?
             .iter()
@@ -239,7 +244,8 @@ impl Pins {
         let mut pins = if self.is_made_by_controller() {
             [files(&self.links())?, files(&self.filters())?, files(&self.0)?].concat()
         } else {
-            let programs = self.generations()?.into_iter().map(|generation| self.programs(generation));
+            let of = |generation| PROGRAMS.map(|map| self.programs(generation, map));
+            let programs = self.generations()?.into_iter().flat_map(of);
             maps.into_iter().map(|name| self.map(&name)).chain(programs).collect()
         };
         // By it the folder is known to be a controller's, should something before it fail.
@@ -544,7 +550,7 @@ mod tests {
         let message = PinsError::Layout { path: "/sys/fs/bpf/evenkeel".into(), found: 9 };
         assert_eq!(
             message.to_string(),
-            "/sys/fs/bpf/evenkeel holds map layout 9, this version reads layout 1; go back to the version that wrote \
+            "/sys/fs/bpf/evenkeel holds map layout 9, this version reads layout 2; go back to the version that wrote \
              it, or remove it with `evenkeel detach` and start again (flows are lost)"
         );
         let message = PinsError::NotBpffs("/tmp/pins".into());

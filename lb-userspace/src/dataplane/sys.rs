@@ -248,7 +248,7 @@ impl AsFd for Map {
     }
 }
 
-/// What is known of a tcx link.
+/// What is known of a tcx or XDP link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkState {
     /// The program it runs.
@@ -259,20 +259,26 @@ pub struct LinkState {
 
 /// Where on an interface a program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Direction {
+pub enum Point {
+    /// What comes in, before the kernel has made anything of it.
+    Xdp,
     /// What comes in.
     Ingress,
     /// What goes out.
     Egress,
 }
 
-impl Direction {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
+impl Point {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Xdp, Self::Ingress, Self::Egress];
 
-    /// `ingress` or `egress`.
+    /// Those of traffic control.
+    pub const OF_TC: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    /// `xdp`, `ingress` or `egress`.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Xdp => "xdp",
             Self::Ingress => "ingress",
             Self::Egress => "egress",
         }
@@ -280,6 +286,7 @@ impl Direction {
 
     const fn attach_type(self) -> u32 {
         match self {
+            Self::Xdp => 37,
             Self::Ingress => 46,
             Self::Egress => 47,
         }
@@ -322,12 +329,54 @@ pub fn program_name(id: u32) -> io::Result<String> {
 }
 
 /// Attaches a program in front of all others that use tcx.
-pub fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32, direction: Direction) -> io::Result<OwnedFd> {
+pub fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32, direction: Point) -> io::Result<OwnedFd> {
     let mut attr = LinkCreate {
         program: number(program),
         ifindex,
         attach_type: direction.attach_type(),
         flags: BEFORE_ALL,
+        ..LinkCreate::default()
+    };
+    // SAFETY: this command takes no pointers for this attach type.
+    let fd = unsafe { bpf(LINK_CREATE, &mut attr) }?;
+    // SAFETY: the kernel just made this descriptor for us and no one else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// How an interface runs an XDP program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum XdpMode {
+    /// In its driver.
+    Native,
+    /// In the stack, on any device.
+    Generic,
+}
+
+impl XdpMode {
+    /// `xdp` or `xdp-generic`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "xdp",
+            Self::Generic => "xdp-generic",
+        }
+    }
+
+    /// `XDP_FLAGS_DRV_MODE` and `XDP_FLAGS_SKB_MODE`.
+    const fn flags(self) -> u32 {
+        match self {
+            Self::Native => 1 << 2,
+            Self::Generic => 1 << 1,
+        }
+    }
+}
+
+/// Attaches an XDP program, of which an interface has one.
+pub fn xdp_attach(program: BorrowedFd<'_>, ifindex: u32, mode: XdpMode) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        program: number(program),
+        ifindex,
+        attach_type: Point::Xdp.attach_type(),
+        flags: mode.flags(),
         ..LinkCreate::default()
     };
     // SAFETY: this command takes no pointers for this attach type.
@@ -350,14 +399,14 @@ pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     unsafe { bpf(LINK_DETACH, &mut attr) }.map(drop)
 }
 
-/// What a tcx link does now.
+/// What a tcx or XDP link does now.
 pub fn link_state(link: BorrowedFd<'_>) -> io::Result<LinkState> {
-    let info: TcxLinkInfo = info(link)?;
+    let info: LinkInfo = info(link)?;
     Ok(LinkState { program: info.program, ifindex: (info.ifindex != 0).then_some(info.ifindex) })
 }
 
 /// Ids of the programs on an interface that use tcx, in the order they run.
-pub fn tcx_programs(ifindex: u32, direction: Direction) -> io::Result<Vec<u32>> {
+pub fn tcx_programs(ifindex: u32, direction: Point) -> io::Result<Vec<u32>> {
     let mut ids = vec![0_u32; 64];
     let mut attr = Query {
         ifindex,
@@ -677,11 +726,12 @@ struct ProgramInfo {
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-struct TcxLinkInfo {
+struct LinkInfo {
     kind: u32,
     id: u32,
     program: u32,
     zero: u32,
     ifindex: u32,
+    /// Of tcx alone.
     attach_type: u32,
 }

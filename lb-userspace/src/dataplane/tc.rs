@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
-use super::sys::{self, Direction};
+use super::sys::{self, Point, XdpMode};
 
 /// Ours is the first filter of its hook. The handle tells it from others of this priority: "EK".
 const PRIORITY: u16 = 1;
@@ -35,7 +35,10 @@ const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_FLAGS: u16 = 8;
 const TCA_BPF_ID: u16 = 11;
 const IFLA_XDP: u16 = 43;
+const IFLA_XDP_ATTACHED: u16 = 2;
 const IFLA_XDP_PROG_ID: u16 = 4;
+/// The kernel's word for a program that runs in the stack.
+const XDP_ATTACHED_SKB: u8 = 2;
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
 /// `TC_H_MAKE(TC_H_CLSACT, 0)` and `TC_H_CLSACT`.
@@ -90,7 +93,7 @@ pub(super) fn remove_clsact(ifindex: u32) -> io::Result<()> {
 }
 
 /// Puts a program in our place of a hook, which another program of ours leaves at the same moment.
-pub(super) fn put_filter(ifindex: u32, direction: Direction, program: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+pub(super) fn put_filter(ifindex: u32, direction: Point, program: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
     let mut request = Request::tc(RTM_NEWTFILTER, NLM_F_ACK | NLM_F_CREATE, ifindex);
     request.tc_part(HANDLE, parent(direction), info());
@@ -104,7 +107,7 @@ pub(super) fn put_filter(ifindex: u32, direction: Direction, program: BorrowedFd
 }
 
 /// Empties our place of a hook.
-pub(super) fn remove_filter(ifindex: u32, direction: Direction) -> io::Result<()> {
+pub(super) fn remove_filter(ifindex: u32, direction: Point) -> io::Result<()> {
     let mut request = Request::tc(RTM_DELTFILTER, NLM_F_ACK, ifindex);
     request.tc_part(HANDLE, parent(direction), info());
     request.attribute(TCA_KIND, b"bpf\0");
@@ -112,24 +115,26 @@ pub(super) fn remove_filter(ifindex: u32, direction: Direction) -> io::Result<()
 }
 
 /// The filters of a hook, ours included.
-pub(super) fn filters(ifindex: u32, direction: Direction) -> io::Result<Vec<Filter>> {
+pub(super) fn filters(ifindex: u32, direction: Point) -> io::Result<Vec<Filter>> {
     let mut request = Request::tc(RTM_GETTFILTER, NLM_F_DUMP, ifindex);
     request.tc_part(0, parent(direction), 0);
     let messages = request.send()?;
     Ok(messages.iter().filter(|message| message.kind == RTM_NEWTFILTER).filter_map(filter).collect())
 }
 
-/// The XDP program of an interface.
-pub(super) fn xdp_program(ifindex: u32) -> io::Result<Option<u32>> {
+/// The XDP program of an interface, and how it is run.
+pub(super) fn xdp_program(ifindex: u32) -> io::Result<Option<(u32, XdpMode)>> {
     let mut header = [0; LINK_HEADER];
     header[4..8].copy_from_slice(&ifindex.to_ne_bytes());
     let messages = Request::new(RTM_GETLINK, NLM_F_ACK, &header).send()?;
     let program = |message: &Message| {
         let attributes = message.body.get(LINK_HEADER..)?;
         let xdp = attribute(attributes, IFLA_XDP)?;
-        attribute(xdp, IFLA_XDP_PROG_ID).and_then(number)
+        let id = attribute(xdp, IFLA_XDP_PROG_ID).and_then(number).filter(|id| *id != 0)?;
+        let is_generic = attribute(xdp, IFLA_XDP_ATTACHED) == Some(&[XDP_ATTACHED_SKB]);
+        Some((id, if is_generic { XdpMode::Generic } else { XdpMode::Native }))
     };
-    Ok(messages.iter().filter(|message| message.kind == RTM_NEWLINK).find_map(program).filter(|id| *id != 0))
+    Ok(messages.iter().filter(|message| message.kind == RTM_NEWLINK).find_map(program))
 }
 
 fn filter(message: &Message) -> Option<Filter> {
@@ -150,10 +155,11 @@ fn filter(message: &Message) -> Option<Filter> {
     })
 }
 
-const fn parent(direction: Direction) -> u32 {
+fn parent(direction: Point) -> u32 {
     match direction {
-        Direction::Ingress => 0xffff_fff2,
-        Direction::Egress => 0xffff_fff3,
+        Point::Ingress => 0xffff_fff2,
+        Point::Egress => 0xffff_fff3,
+        Point::Xdp => unreachable!("traffic control has no such hook"),
     }
 }
 
@@ -281,7 +287,7 @@ mod tests {
     #[test]
     fn nested_attributes_are_found_again() {
         let mut request = Request::tc(RTM_NEWTFILTER, 0, 7);
-        request.tc_part(HANDLE, parent(Direction::Ingress), info());
+        request.tc_part(HANDLE, parent(Point::Ingress), info());
         request.attribute(TCA_KIND, b"bpf\0");
         let options = request.begin(TCA_OPTIONS);
         request.attribute(TCA_BPF_NAME, b"evenkeel:ingress_both\0");

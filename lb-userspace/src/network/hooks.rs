@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::backend::Way;
 
-use super::{Link, View, way::Chosen};
+use super::{Link, View, early::Early, way::Chosen};
 use crate::{
     dataplane::attach::{Hooks, Role},
     model::{At, Desired, Part, Rejected},
@@ -80,7 +80,12 @@ fn owners(view: &View, address: IpAddr) -> Vec<u32> {
 ///
 /// Every veth of a bridge that has backends is hooked, and the bridge itself: a restarted container answers from its
 /// first packet on, and a bridge that hands its packets to netfilter has them rewritten before.
-pub fn wanted(view: &View, clients: &BTreeSet<u32>, ways: &BTreeMap<IpAddr, Chosen>) -> BTreeMap<u32, Hooks> {
+pub fn wanted(
+    view: &View,
+    clients: &BTreeSet<u32>,
+    ways: &BTreeMap<IpAddr, Chosen>,
+    early: &Early,
+) -> BTreeMap<u32, Hooks> {
     let mut backends = BTreeSet::new();
     for chosen in ways.values().filter(|chosen| chosen.way != Way::Stack) {
         let Some(device) = chosen.device else { continue };
@@ -95,6 +100,7 @@ pub fn wanted(view: &View, clients: &BTreeSet<u32>, ways: &BTreeMap<IpAddr, Chos
         name: view.name(ifindex),
         ingress: role(clients.contains(&ifindex), backends.contains(&ifindex)),
         egress: through_stack && clients.contains(&ifindex),
+        xdp: early.modes.get(&ifindex).copied(),
     };
     clients
         .union(&backends)
@@ -113,7 +119,9 @@ pub fn replies_first(current: &BTreeMap<u32, Hooks>, wanted: &BTreeMap<u32, Hook
         let ingress = role(takes_clients(role_now), takes_replies(role_now) || takes_replies(next.ingress));
         let egress = next.egress || now.is_some_and(|now| now.egress);
         if ingress.is_some() || egress {
-            hooks.insert(*ifindex, Hooks { name: next.name.clone(), ingress, egress });
+            // XDP comes last, since it leaves packets to the others.
+            let xdp = now.and_then(|now| now.xdp);
+            hooks.insert(*ifindex, Hooks { name: next.name.clone(), ingress, egress, xdp });
         }
     }
     hooks
@@ -153,6 +161,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        dataplane::attach::XdpMode,
         model::{Choice, Listen, Schedule, Service},
         network::testing::{self, lab},
         settings::WaySetting,
@@ -183,7 +192,9 @@ mod tests {
             None => "none",
         };
         let egress = |egress| if egress { "+egress" } else { "" };
-        let each = |hooks: &Hooks| format!("{}={}{}", hooks.name, role(hooks.ingress), egress(hooks.egress));
+        let xdp = |xdp: Option<XdpMode>| xdp.map_or_else(String::new, |mode| format!("+{}", mode.name()));
+        let each =
+            |hooks: &Hooks| format!("{}={}{}{}", hooks.name, role(hooks.ingress), egress(hooks.egress), xdp(hooks.xdp));
         hooks.values().map(each).collect::<Vec<_>>().join(" ")
     }
 
@@ -193,7 +204,7 @@ mod tests {
             let backend = testing::ip(text);
             (backend, crate::network::way::choose(view, backend, setting, None).expect("a way that can be"))
         };
-        wanted(view, &clients, &backends.iter().map(chosen).collect())
+        wanted(view, &clients, &backends.iter().map(chosen).collect(), &Early::default())
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::{
 
 use lb_common::addr::Family;
 
+pub mod early;
 pub mod hooks;
 pub mod netlink;
 #[cfg(test)]
@@ -55,6 +56,36 @@ pub struct Link {
     pub is_running: bool,
     /// Its link-layer address.
     pub mac: Option<Mac>,
+    /// Whether an XDP program runs on it, ours or another.
+    pub has_xdp: bool,
+    /// What it can do with XDP; nothing where the kernel does not tell, as none before 6.3 does.
+    pub xdp: Option<XdpFeatures>,
+}
+
+/// What a device can do with XDP: bits of `enum netdev_xdp_act` in linux/netdev.h.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct XdpFeatures(pub u64);
+
+impl XdpFeatures {
+    const BASIC: u64 = 1 << 0;
+    const REDIRECT: u64 = 1 << 1;
+    const NDO_XMIT: u64 = 1 << 2;
+    const NDO_XMIT_SG: u64 = 1 << 6;
+
+    /// Whether its driver runs programs and takes every verdict of theirs.
+    pub const fn takes_programs(self) -> bool {
+        self.0 & (Self::BASIC | Self::REDIRECT) == Self::BASIC | Self::REDIRECT
+    }
+
+    /// Whether it sends packets that a program on another device hands to it.
+    pub const fn takes_redirected(self) -> bool {
+        self.0 & Self::NDO_XMIT != 0
+    }
+
+    /// Whether it sends those too that lie in several pieces.
+    pub const fn takes_redirected_fragments(self) -> bool {
+        self.0 & Self::NDO_XMIT_SG != 0
+    }
 }
 
 /// The end of a veth that is in another namespace.
@@ -190,6 +221,11 @@ impl Link {
         } else {
             None
         }
+    }
+
+    /// Whether it is a real device, or one of the machine's that is virtual itself: no other of this kernel's stands behind it.
+    pub fn is_real(&self) -> bool {
+        self.kind.is_empty() && self.is_ethernet()
     }
 
     /// Whether it is a bridge.

@@ -104,8 +104,8 @@ impl Network {
             ("veth", Some(ifindex), Some(namespace)) => Some(self.peer(namespace, ifindex)?),
             _ => None,
         };
-        let LinkMessage { name, kind, master, link_layer, mtu, is_running, mac, .. } = message;
-        Ok(Link { name, kind, master, peer, link_layer, mtu, is_running, mac })
+        let LinkMessage { name, kind, master, link_layer, mtu, is_running, mac, has_xdp, .. } = message;
+        Ok(Link { name, kind, master, peer, link_layer, mtu, is_running, mac, has_xdp, xdp: None })
     }
 
     fn peer(&self, namespace: i32, ifindex: u32) -> Result<Peer, NetworkError> {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use lb_common::backend::Way;
 
-use super::{Link, Mac, Peer, Route, View};
+use super::{Link, Mac, Peer, Route, View, early};
 use crate::settings::WaySetting;
 
 /// The way to one backend, and what it rests on.
@@ -54,6 +54,13 @@ pub fn choose(
         WaySetting::RedirectNeigh => {
             let hop = ethernet_hop(view, backend).map_err(impossible)?;
             Ok(neighbour(&hop, hop.mac(view, previous), "asked for".into()))
+        }
+        WaySetting::XdpRedirect => {
+            let hop = ethernet_hop(view, backend).map_err(impossible)?;
+            match early::refuses_redirected(view, hop.device) {
+                Some(why) => Err(impossible(why)),
+                None => Ok(neighbour(&hop, hop.mac(view, previous), "asked for".into())),
+            }
         }
         WaySetting::RedirectPeer => {
             let hop = ethernet_hop(view, backend).map_err(impossible)?;

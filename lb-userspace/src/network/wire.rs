@@ -47,6 +47,7 @@ pub(super) struct LinkMessage {
     pub(super) mtu: u32,
     pub(super) is_running: bool,
     pub(super) mac: Option<Mac>,
+    pub(super) has_xdp: bool,
 }
 
 /// What an address message says.
@@ -248,7 +249,9 @@ fn link(body: &[u8]) -> Option<LinkMessage> {
     const IFLA_MASTER: u16 = 10;
     const IFLA_LINKINFO: u16 = 18;
     const IFLA_LINK_NETNSID: u16 = 37;
+    const IFLA_XDP: u16 = 43;
     const IFLA_INFO_KIND: u16 = 1;
+    const IFLA_XDP_ATTACHED: u16 = 2;
 
     let mut link = LinkMessage {
         link_layer: u16_at(body, 2)?,
@@ -263,6 +266,10 @@ fn link(body: &[u8]) -> Option<LinkMessage> {
             IFLA_MTU => link.mtu = u32_at(value, 0)?,
             IFLA_LINK => link.link = u32_at(value, 0).filter(|index| *index != 0),
             IFLA_MASTER => link.master = u32_at(value, 0).filter(|index| *index != 0),
+            IFLA_XDP => {
+                let attached = attributes(value).find(|(kind, _)| *kind == IFLA_XDP_ATTACHED);
+                link.has_xdp = attached.is_some_and(|(_, mode)| mode != [0]);
+            }
             IFLA_LINK_NETNSID => link.link_namespace = i32_at(value, 0),
             IFLA_LINKINFO => {
                 let kind = attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND);
@@ -427,6 +434,8 @@ mod tests {
         message.attribute(37, &0_i32.to_ne_bytes());
         // A nested attribute: its length, its kind, "veth".
         message.attribute(18 | 0x8000, &[&9_u16.to_ne_bytes()[..], &1_u16.to_ne_bytes()[..], b"veth\0"].concat());
+        // Another: 2, a byte that says how the program is run.
+        message.attribute(43 | 0x8000, &[&5_u16.to_ne_bytes()[..], &2_u16.to_ne_bytes()[..], &[1]].concat());
         assert_eq!(
             messages(&message.finish()),
             [Message::Link(LinkMessage {
@@ -440,6 +449,7 @@ mod tests {
                 mtu: 1500,
                 is_running: true,
                 mac: Some(Mac([2, 0, 0, 0, 0, 9])),
+                has_xdp: true,
             })]
         );
     }

@@ -323,13 +323,6 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-fn attach_to_kernel(
-    bpf: &Bpf,
-    wanted: &BTreeMap<u32, Hooks>,
-    setting: HookSetting,
-) -> Result<Vec<HookReport>, PinsError> {
-    let mode = match setting {
-        HookSetting::Auto | HookSetting::Tc => Mode::of_this_kernel(),
-    };
-    attach::apply(bpf, wanted, mode)
+fn attach_to_kernel(bpf: &Bpf, wanted: &BTreeMap<u32, Hooks>) -> Result<Vec<HookReport>, PinsError> {
+    attach::apply(bpf, wanted, Mode::of_this_kernel())
 }

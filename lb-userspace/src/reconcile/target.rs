@@ -17,10 +17,12 @@ use crate::{
         resolve::{Compiled, frontends, resolve},
     },
     network::{
-        Route, View, hooks,
+        Route, View,
+        early::{self, Early},
+        hooks,
         way::{self, Chosen, Impossible},
     },
-    settings::{Settings, WaySetting},
+    settings::{HookSetting, Settings, WaySetting},
 };
 
 /// Services, ways and hooks, decided.
@@ -32,6 +34,8 @@ pub struct Target {
     pub ways: BTreeMap<IpAddr, Chosen>,
     /// The interfaces that clients come in by.
     pub clients: BTreeSet<u32>,
+    /// Where XDP looks first, and why not elsewhere.
+    pub early: Early,
     /// The programs wanted on each interface.
     pub hooks: BTreeMap<u32, Hooks>,
     /// What cannot be as it was asked for. A configuration with any is refused; once in force, the rest goes on.
@@ -42,13 +46,14 @@ pub struct Target {
 
 impl Target {
     /// Decides everything, `previous` being what was decided before. Backends that `remain` are in the maps still, desired
-    /// or not: flows may go to them, and what they answer is taken.
+    /// or not: flows may go to them, and what they answer is taken. XDP looks first at the interfaces that are `held`.
     pub fn decide(
         desired: &Desired,
         remain: &BTreeSet<IpAddr>,
         settings: &Settings,
         view: &View,
         previous: &Self,
+        held: &BTreeSet<u32>,
     ) -> Self {
         let compiled = resolve(desired, &view.addresses_by_name());
         let (mut clients, homeless) = hooks::clients(view, &settings.interfaces, desired);
@@ -63,9 +68,11 @@ impl Target {
             ways.insert(*backend, chosen);
             faults.extend(impossible.and_then(|impossible| blame(desired, &impossible)));
         }
+        let early = early::decide(view, settings, &clients, &ways, held);
+        faults.extend(early.impossible.iter().map(|(ifindex, why)| impossible(&view.name(*ifindex), why, settings)));
         let warnings = warnings(desired, settings, view, &clients, &ways);
-        let hooks = hooks::wanted(view, &clients, &ways);
-        Self { compiled, ways, clients, hooks, faults, warnings }
+        let hooks = hooks::wanted(view, &clients, &ways, &early);
+        Self { compiled, ways, clients, early, hooks, faults, warnings }
     }
 
     /// The words that go into the maps.
@@ -89,7 +96,7 @@ impl Target {
             }
         }
         if any {
-            self.hooks = hooks::wanted(view, &self.clients, &self.ways);
+            self.hooks = hooks::wanted(view, &self.clients, &self.ways, &self.early);
         }
         any
     }
@@ -114,9 +121,22 @@ impl Target {
     pub fn keep_egress(&mut self, view: &View, current: &BTreeMap<u32, Hooks>) {
         let is_kept = |(ifindex, hooks): &(&u32, &Hooks)| hooks.egress && view.links.contains_key(ifindex);
         for (ifindex, _) in current.iter().filter(is_kept) {
-            let none = || Hooks { name: view.name(*ifindex), ingress: None, egress: false };
+            let none = || Hooks { name: view.name(*ifindex), ingress: None, egress: false, xdp: None };
             self.hooks.entry(*ifindex).or_insert_with(none).egress = true;
         }
+    }
+}
+
+/// The fault of an interface at which XDP was asked for and cannot be.
+fn impossible(interface: &str, why: &str, settings: &Settings) -> Rejected {
+    let asked = match settings.hook {
+        HookSetting::Xdp | HookSetting::XdpGeneric => format!("hook {}", settings.hook.name()),
+        HookSetting::Auto | HookSetting::Tc => format!("way {}", settings.way.name()),
+    };
+    Rejected {
+        service: String::new(),
+        part: Part::Interface(interface.to_owned()),
+        why: format!("{asked} cannot be at {interface}: {why}; use `hook = \"auto\"` and `way = \"auto\"`"),
     }
 }
 
@@ -248,7 +268,7 @@ mod tests {
     }
 
     fn decide(desired: &Desired, settings: &Settings, view: &View) -> Target {
-        Target::decide(desired, &BTreeSet::new(), settings, view, &Target::default())
+        Target::decide(desired, &BTreeSet::new(), settings, view, &Target::default(), &BTreeSet::new())
     }
 
     #[test]
@@ -282,7 +302,7 @@ mod tests {
         let mut view = lab();
         let before = decide(&desired, &Settings::default(), &view);
         view.addresses.remove(&ETH3);
-        let after = Target::decide(&desired, &BTreeSet::new(), &Settings::default(), &view, &before);
+        let after = Target::decide(&desired, &BTreeSet::new(), &Settings::default(), &view, &before, &BTreeSet::new());
         assert_eq!(after.clients, [ETH3].into());
         assert_eq!(after.faults.len(), 1);
     }
@@ -349,7 +369,7 @@ mod tests {
             target.shut(&[(ETH3, "busy".to_owned())].into()),
             ["no client is let in at eth3: what the stack answers them there cannot be rewritten: busy"]
         );
-        assert_eq!(target.hooks[&ETH3], Hooks { name: "eth3".into(), ingress: None, egress: true });
+        assert_eq!(target.hooks[&ETH3], Hooks { name: "eth3".into(), ingress: None, egress: true, xdp: None });
         let mut target = decide(&on_eth3(&["10.0.0.2"]), &Settings::default(), &view);
         assert_eq!(target.shut(&[(ETH3, "busy".to_owned())].into()), [""; 0], "no reply comes through the stack");
     }

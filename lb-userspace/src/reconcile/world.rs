@@ -24,18 +24,18 @@ use crate::{
     capacity::Capacity,
     dataplane::{
         Dataplane, DataplaneError, Named,
-        attach::{Direction, HookReport, Hooks, Mode, Outcome, Place, Role},
+        attach::{Held, HookReport, Hooks, Outcome, Place, Point, Role, XdpMode},
         pins::PinsError,
     },
     model::Desired,
-    network::{View, hooks, way::Chosen},
+    network::{View, early, hooks, way::Chosen},
     plan::{
         Plan,
         change::{Change, diff},
         plan,
         tables::{BackendRecord, ServiceKey, Tables},
     },
-    settings::{HookSetting, Limit, Settings},
+    settings::{Limit, Settings},
     source::file::{Loaded, Places},
     state::{HookState, LastChange, LastRefusal, LastSweep, Moment, ServiceState, State, WayState},
 };
@@ -44,7 +44,7 @@ use crate::{
 mod tests;
 
 /// Makes the hooks what is wanted.
-pub(super) type Attach<D> = fn(&D, &BTreeMap<u32, Hooks>, HookSetting) -> Result<Vec<HookReport>, PinsError>;
+pub(super) type Attach<D> = fn(&D, &BTreeMap<u32, Hooks>) -> Result<Vec<HookReport>, PinsError>;
 
 /// Everything the controller knows, and the data path it keeps.
 pub(super) struct World<D> {
@@ -59,6 +59,8 @@ pub(super) struct World<D> {
     services: BTreeMap<ServiceKey, ServiceId>,
     /// What is attached, as far as it is known.
     hooks: BTreeMap<u32, Hooks>,
+    /// The network as the packet path was last told of it.
+    told: View,
     /// Replies are taken wherever they were before, and clients are already let in.
     is_adopted: bool,
     has_failed_hooks: bool,
@@ -81,13 +83,15 @@ struct Unhooked {
     ingress: BTreeMap<u32, String>,
     /// Replies that the stack forwards are not rewritten.
     egress: BTreeMap<u32, String>,
+    /// XDP does not look first.
+    xdp: BTreeMap<u32, String>,
     /// Somewhere a program that is not wanted any more is there still.
     has_leftover: bool,
 }
 
 impl Unhooked {
     fn is_empty(&self) -> bool {
-        self.ingress.is_empty() && self.egress.is_empty() && !self.has_leftover
+        self.ingress.is_empty() && self.egress.is_empty() && self.xdp.is_empty() && !self.has_leftover
     }
 }
 
@@ -109,6 +113,7 @@ impl<D: Dataplane> World<D> {
             target: Target::default(),
             services: BTreeMap::new(),
             hooks: BTreeMap::new(),
+            told: View::default(),
             is_adopted: false,
             has_failed_hooks: false,
             is_half_done: false,
@@ -126,24 +131,26 @@ impl<D: Dataplane> World<D> {
     }
 
     /// Takes over what an earlier controller knew beside the maps, and the hooks that are `held`.
-    pub(super) fn remember(&mut self, known: &State, view: &View, held: &[(Mode, Place)]) {
+    pub(super) fn remember(&mut self, known: &State, view: &View, held: &[(Place, Held)]) {
         self.is_adopted = true;
         self.services = known.services.iter().map(|service| (service.key.clone(), ServiceId(service.id))).collect();
         self.state.services.clone_from(&known.services);
         self.state.counted_from.clone_from(&known.counted_from);
         self.hooks.clear();
-        for (_, place) in held.iter().filter(|(_, place)| view.links.contains_key(&place.ifindex)) {
-            let none = || Hooks { name: view.name(place.ifindex), ingress: None, egress: false };
+        for (place, _) in held.iter().filter(|(place, _)| view.links.contains_key(&place.ifindex)) {
+            let none = || Hooks { name: view.name(place.ifindex), ingress: None, egress: false, xdp: None };
             let hooks = self.hooks.entry(place.ifindex).or_insert_with(none);
-            match place.direction {
-                Direction::Ingress => {
+            match place.point {
+                // Which of the modes it is shows when it is put anew.
+                Point::Xdp => hooks.xdp = Some(XdpMode::Native),
+                Point::Ingress => {
                     // By number: the interface may have another name by now.
                     let known = known.hooks.iter().find(|hook| hook.ifindex == place.ifindex);
                     let role = known.and_then(|hook| role_of(hook.ingress.as_deref()));
                     // Where nobody knows which program it is, none of what it may do is taken away.
                     hooks.ingress = role.or(Some(Role::Both));
                 }
-                Direction::Egress => hooks.egress = true,
+                Point::Egress => hooks.egress = true,
             }
         }
     }
@@ -167,7 +174,8 @@ impl<D: Dataplane> World<D> {
 
     fn settle(&mut self, loaded: Loaded, view: &View, cause: &str) -> Result<(), RunError> {
         let Loaded { desired, settings, warnings, places } = loaded;
-        let target = Target::decide(&desired, &remaining(&self.tables), &settings, view, &self.target);
+        let target =
+            Target::decide(&desired, &remaining(&self.tables), &settings, view, &self.target, &self.early_at());
         let mut faults = target.faults.clone();
         let rejected = self.plan(&target, None).rejected;
         faults.extend(rejected.into_iter().filter(|fault| !target.faults.contains(fault)));
@@ -210,7 +218,8 @@ impl<D: Dataplane> World<D> {
     /// Brings about what the network's present state asks for.
     pub(super) fn follow(&mut self, view: &View) {
         let remain = remaining(&self.tables);
-        let mut target = Target::decide(&self.desired, &remain, &self.settings, view, &self.target);
+        let held = self.early_at();
+        let mut target = Target::decide(&self.desired, &remain, &self.settings, view, &self.target, &held);
         if may_answer_through_stack(&self.tables) {
             target.keep_egress(view, &self.hooks);
         }
@@ -218,6 +227,9 @@ impl<D: Dataplane> World<D> {
             warn!("{}", self.places.locate(fault));
         }
         if target == self.target && !self.has_failed_hooks && !self.is_half_done {
+            if *view != self.told {
+                self.tell(view, &target.hooks);
+            }
             return;
         }
         if let Err(error) = self.bring_about(target, view, None, "network") {
@@ -272,7 +284,7 @@ impl<D: Dataplane> World<D> {
                 self.has_failed_hooks = !unhooked.is_empty();
                 for report in reports.iter().filter(|report| report.program.is_some()) {
                     if let Ok(Outcome::Attached | Outcome::Replaced) = report.outcome {
-                        let (interface, hook) = (&report.name, report.direction.name());
+                        let (interface, hook) = (&report.name, report.point.name());
                         warn!(interface, hook, "someone else took our program off the interface; it is put back");
                     }
                 }
@@ -291,6 +303,7 @@ impl<D: Dataplane> World<D> {
     ) -> Result<(), RunError> {
         let started = Instant::now();
         self.hooks.retain(|ifindex, _| view.links.contains_key(ifindex));
+        self.tell(view, &target.hooks);
         let mut unhooked = self.take_replies(&target)?;
         if target.avoid(view, &unhooked.ingress) {
             unhooked = self.take_replies(&target)?;
@@ -315,8 +328,9 @@ impl<D: Dataplane> World<D> {
         }
         self.state.warnings = warnings.into_iter().collect();
         self.report_services(&target);
-        self.report_ways(&target, view);
         self.target = target;
+        self.report_early(view);
+        self.report_ways(view);
         if !changes.is_empty() {
             self.state.last_change = Some(LastChange {
                 at: Moment::now(),
@@ -339,6 +353,17 @@ impl<D: Dataplane> World<D> {
         Ok(())
     }
 
+    /// Tells the packet path of the network, for which these hooks are wanted.
+    fn tell(&mut self, view: &View, hooks: &BTreeMap<u32, Hooks>) {
+        self.dataplane.follow_network(&early::devices(view, hooks));
+        self.told.clone_from(view);
+    }
+
+    /// The interfaces at which XDP looks first.
+    fn early_at(&self) -> BTreeSet<u32> {
+        self.hooks.iter().filter(|(_, hooks)| hooks.xdp.is_some()).map(|(ifindex, _)| *ifindex).collect()
+    }
+
     /// Attaches whatever rewrites replies of `target`, and tells where that failed.
     fn take_replies(&mut self, target: &Target) -> Result<Unhooked, RunError> {
         if self.is_adopted && self.hooks.is_empty() {
@@ -358,13 +383,17 @@ impl<D: Dataplane> World<D> {
 
     /// The same whatever is known of the hooks, and tells what became of each.
     fn put_hooks(&mut self, wanted: &BTreeMap<u32, Hooks>) -> Result<(Unhooked, Vec<HookReport>), RunError> {
-        let reports = (self.attach)(&self.dataplane, wanted, self.settings.hook)?;
-        let failed = |direction| {
-            let here = reports.iter().filter(move |report| report.direction == direction && report.program.is_some());
+        let reports = (self.attach)(&self.dataplane, wanted)?;
+        let failed = |point| -> BTreeMap<u32, String> {
+            let here = reports.iter().filter(move |report| report.point == point && report.program.is_some());
             here.filter_map(|report| Some((report.ifindex, report.outcome.as_ref().err()?.to_string()))).collect()
         };
-        let mut unhooked =
-            Unhooked { ingress: failed(Direction::Ingress), egress: failed(Direction::Egress), has_leftover: false };
+        let mut unhooked = Unhooked {
+            ingress: failed(Point::Ingress),
+            egress: failed(Point::Egress),
+            xdp: failed(Point::Xdp),
+            has_leftover: false,
+        };
         for report in reports.iter().filter(|report| report.program.is_none()) {
             if let Err(error) = &report.outcome {
                 unhooked.has_leftover = true;
@@ -379,6 +408,10 @@ impl<D: Dataplane> World<D> {
             }
         }
         self.hooks.clone_from(wanted);
+        for ifindex in unhooked.xdp.keys() {
+            // What is there is someone else's.
+            self.hooks.entry(*ifindex).and_modify(|hooks| hooks.xdp = None);
+        }
         Ok((unhooked, reports))
     }
 
@@ -441,14 +474,34 @@ impl<D: Dataplane> World<D> {
         self.state.services = self.services.iter().filter_map(named).collect();
     }
 
-    fn report_ways(&mut self, target: &Target, view: &View) {
-        let way = |(address, chosen): (&IpAddr, &Chosen)| WayState {
-            address: *address,
-            way: chosen.way.name().into(),
-            interface: chosen.port.or(chosen.device).map(|ifindex| view.name(ifindex)),
-            why: chosen.why.clone(),
+    /// Tells of each interface why XDP does not look first there, or what it cannot do.
+    fn report_early(&mut self, view: &View) {
+        for hook in &mut self.state.hooks {
+            hook.xdp_why = match &hook.xdp {
+                Some(_) => early::leaves(view, hook.ifindex).unwrap_or_default(),
+                None => self.target.early.why_not.get(&hook.ifindex).cloned().unwrap_or_default(),
+            };
+        }
+    }
+
+    fn report_ways(&mut self, view: &View) {
+        let is_early = self.target.clients.iter().any(|client| self.is_early(*client));
+        let way = |(address, chosen): (&IpAddr, &Chosen)| {
+            let name = match chosen.way {
+                Way::Neighbour { ifindex } if is_early && early::refuses_redirected(view, ifindex).is_none() => {
+                    "xdp-redirect"
+                }
+                Way::Neighbour { .. } | Way::Peer { .. } | Way::Stack => chosen.way.name(),
+            };
+            WayState {
+                address: *address,
+                way: name.into(),
+                interface: chosen.port.or(chosen.device).map(|ifindex| view.name(ifindex)),
+                back: self.back(chosen, view),
+                why: chosen.why.clone(),
+            }
         };
-        let ways = target.ways.iter().map(way).collect();
+        let ways = self.target.ways.iter().map(way).collect();
         let before = std::mem::replace(&mut self.state.ways, ways);
         let before: BTreeMap<IpAddr, &WayState> = before.iter().map(|old| (old.address, old)).collect();
         for way in &self.state.ways {
@@ -458,6 +511,24 @@ impl<D: Dataplane> World<D> {
                 info!(backend = %way.address, way = way.way, through, why = way.why, "another way");
             }
         }
+    }
+
+    fn is_early(&self, ifindex: u32) -> bool {
+        self.hooks.get(&ifindex).is_some_and(|hooks| hooks.xdp.is_some())
+    }
+
+    /// Where a backend's replies are taken.
+    fn back(&self, chosen: &Chosen, view: &View) -> String {
+        let (ifindex, point) = match chosen.way {
+            Way::Stack => {
+                let names: Vec<String> = self.target.clients.iter().map(|client| view.name(*client)).collect();
+                return format!("{} egress", names.join(", "));
+            }
+            Way::Neighbour { ifindex } | Way::Peer { ifindex } => {
+                (ifindex, if self.is_early(ifindex) { "xdp" } else { "tc" })
+            }
+        };
+        format!("{} {point}", view.name(ifindex))
     }
 
     pub(super) fn write_state(&mut self) {
@@ -496,8 +567,10 @@ fn named_and_removed(tables: &Tables, named: &Named) -> usize {
 }
 
 fn hook_state(ifindex: u32, hooks: &Hooks, reports: &[HookReport]) -> HookState {
-    let here = || reports.iter().filter(|report| report.ifindex == ifindex && report.program.is_some());
-    let faults = here().filter_map(|report| report.outcome.as_ref().err()).map(ToString::to_string);
+    let all = || reports.iter().filter(|report| report.ifindex == ifindex && report.program.is_some());
+    let here = || all().filter(|report| report.point != Point::Xdp);
+    let xdp = all().find(|report| report.point == Point::Xdp && report.outcome.is_ok());
+    let faults = all().filter_map(|report| report.outcome.as_ref().err()).map(ToString::to_string);
     let foreign = here().flat_map(|report| &report.foreign).map(ToString::to_string);
     let why: BTreeSet<String> = faults.chain(foreign).collect();
     HookState {
@@ -506,6 +579,8 @@ fn hook_state(ifindex: u32, hooks: &Hooks, reports: &[HookReport]) -> HookState 
         ingress: hooks.ingress.map(|role| role.name().into()),
         egress: hooks.egress,
         mode: here().next().map_or("none", |report| report.mode.name()).into(),
+        xdp: xdp.map(|report| report.mode.name().into()),
+        xdp_why: String::new(),
         why: why.into_iter().collect::<Vec<_>>().join("; "),
     }
 }

@@ -42,7 +42,6 @@ const LATER_KEYS: [&str; 2] = ["kubernetes", "metrics"];
 const LATER_SERVICE_KEYS: [&str; 5] = ["health", "timeouts", "affinity", "source-ranges", "mode"];
 const LATER_SELECTORS: [&str; 10] =
     ["lc", "wlc", "sed", "nq", "sh", "dh", "hash", "maglev", "p2c", "least-outstanding"];
-const LATER_HOOKS: [&str; 2] = ["xdp", "xdp-generic"];
 
 type Value<'i> = Spanned<DeValue<'i>>;
 
@@ -69,8 +68,7 @@ impl Reader<'_> {
             settings.interfaces = draft.interfaces.iter().map(|name| name.value.clone()).collect();
         }
         if let Some(value) = table.get("hook") {
-            settings.hook =
-                self.one_of(value, "hook", &HookSetting::ALL, HookSetting::name, &LATER_HOOKS).unwrap_or_default();
+            settings.hook = self.one_of(value, "hook", &HookSetting::ALL, HookSetting::name, &[]).unwrap_or_default();
         }
         if let Some(value) = table.get("way") {
             settings.way = self.one_of(value, "way", &WaySetting::ALL, WaySetting::name, &[]).unwrap_or_default();

@@ -12,10 +12,10 @@ use lb_common::{
 use lb_ebpf::{
     atomic::Shared,
     kernel::Route,
-    packet::Link,
+    packet::{Link, Packet},
     parse::{Parsed, parse},
     pipeline::{self, Exit, Hook, Step},
-    testing::{Cpu, Maps, MemoryPacket},
+    testing::{Cpu, EarlyPacket, Maps, MemoryPacket},
 };
 use lb_userspace::{
     dataplane::bpf::Program,
@@ -34,7 +34,7 @@ impl Default for Host {
         let mut maps = Maps::new(1024, 1024);
         let words = |mac: [u8; 6]| [0, 2, 4].map(|at| u16::from_ne_bytes([mac[at], mac[at + 1]]));
         let link = Link { destination: words(REPLY_LINK.0), source: words(REPLY_LINK.1) };
-        maps.route = Route::Link { ifindex: 1, link };
+        maps.route = Route::Link { ifindex: 1, link, mtu: 1500 };
         Self { maps }
     }
 }
@@ -87,7 +87,7 @@ impl Machine for Host {
         let mut packet = MemoryPacket { bytes: bytes.to_vec() };
         let result = process(&mut packet, &Cpu::new(&self.maps, 1), at);
         Ok(match result {
-            Ok(Exit::Stack) => Outcome::Passed(packet.bytes),
+            Ok(Exit::Stack | Exit::Later(_)) => Outcome::Passed(packet.bytes),
             Ok(Exit::Neighbour { .. } | Exit::Peer { .. } | Exit::Link { .. }) => Outcome::Redirected(packet.bytes),
             Err(reason) => Outcome::of(reason),
         })
@@ -98,6 +98,12 @@ impl Machine for Host {
 fn process(packet: &mut MemoryPacket, kernel: &Cpu<'_>, at: Program) -> Result<Exit, Reason> {
     let parsed = parse(packet)?;
     match at {
+        Program::XdpClients | Program::XdpBackends | Program::XdpBoth => {
+            let mut early = EarlyPacket(packet.clone());
+            let result = process_early(&mut early, kernel, &parsed, at);
+            *packet = early.0;
+            result
+        }
         Program::IngressClients => balance(packet, kernel, &parsed),
         Program::IngressBackends => pipeline::answer(packet, kernel, &parsed, Hook::Ingress),
         Program::IngressBoth => match balance(packet, kernel, &parsed) {
@@ -108,7 +114,22 @@ fn process(packet: &mut MemoryPacket, kernel: &Cpu<'_>, at: Program) -> Result<E
     }
 }
 
-fn balance(packet: &mut MemoryPacket, kernel: &Cpu<'_>, parsed: &Parsed) -> Result<Exit, Reason> {
+fn process_early(packet: &mut EarlyPacket, kernel: &Cpu<'_>, parsed: &Parsed, at: Program) -> Result<Exit, Reason> {
+    match at {
+        Program::XdpClients => balance(packet, kernel, parsed),
+        Program::XdpBackends => pipeline::answer(packet, kernel, parsed, Hook::Ingress),
+        Program::XdpBoth
+        | Program::IngressClients
+        | Program::IngressBackends
+        | Program::IngressBoth
+        | Program::EgressClients => match balance(packet, kernel, parsed) {
+            Err(Reason::NotOurs) => pipeline::answer(packet, kernel, parsed, Hook::Ingress),
+            result => result,
+        },
+    }
+}
+
+fn balance(packet: &mut impl Packet, kernel: &Cpu<'_>, parsed: &Parsed) -> Result<Exit, Reason> {
     match pipeline::balance(packet, kernel, parsed)? {
         Step::Send(exit) => Ok(exit),
         Step::NewFlow => pipeline::begin_flow(packet, kernel, parsed),

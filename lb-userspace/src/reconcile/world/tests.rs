@@ -2,11 +2,16 @@
 
 use std::{cell::RefCell, fs};
 
-use lb_common::{addr::Protocol, backend::Way};
+use lb_common::{addr::Protocol, backend::Way, device::Device};
 
 use super::*;
 use crate::{
-    dataplane::{Counters, attach::AttachError, bpf::Program, memory::Memory},
+    dataplane::{
+        Counters,
+        attach::{AttachError, Mode},
+        bpf::Program,
+        memory::Memory,
+    },
     model::{At, Choice, Listen, Schedule, Service, Target as Backend, draft::Host},
     network::testing::{BR0, ETH3, V1, V3, ip, lab, mac, meet},
     reconcile::Asker,
@@ -23,6 +28,8 @@ struct Recorder {
     refusing_egress: BTreeSet<u32>,
     /// Counters cannot be read.
     is_uncounted: bool,
+    /// The devices for XDP, each time that it was told of the network.
+    told: Vec<BTreeSet<u32>>,
 }
 
 impl Dataplane for Recorder {
@@ -48,20 +55,20 @@ impl Dataplane for Recorder {
     fn sweep(&mut self) -> Result<Named, DataplaneError> {
         self.memory.sweep()
     }
+
+    fn follow_network(&mut self, devices: &BTreeMap<u32, Device>) {
+        self.told.push(devices.values().map(|device| device.ifindex).collect());
+    }
 }
 
-fn attach(
-    recorder: &Recorder,
-    wanted: &BTreeMap<u32, Hooks>,
-    _setting: HookSetting,
-) -> Result<Vec<HookReport>, PinsError> {
+fn attach(recorder: &Recorder, wanted: &BTreeMap<u32, Hooks>) -> Result<Vec<HookReport>, PinsError> {
     let role = |hooks: &Hooks| hooks.ingress.map_or("none", Role::name).replace("clients and backends", "both");
     let one = |hooks: &Hooks| format!("{}={}{}", hooks.name, role(hooks), if hooks.egress { "+egress" } else { "" });
     recorder.log.borrow_mut().push(wanted.values().map(one).collect::<Vec<_>>().join(" "));
-    let report = |ifindex: u32, hooks: &Hooks, direction, program, refusing: &BTreeSet<u32>| HookReport {
+    let report = |ifindex: u32, hooks: &Hooks, point, program, refusing: &BTreeSet<u32>| HookReport {
         ifindex,
         name: hooks.name.clone(),
-        direction,
+        point,
         mode: Mode::Tcx,
         program: Some(program),
         outcome: match refusing.contains(&ifindex) {
@@ -71,8 +78,8 @@ fn attach(
         foreign: Vec::new(),
     };
     let reports = |(ifindex, hooks): (&u32, &Hooks)| {
-        let ingress = report(*ifindex, hooks, Direction::Ingress, Program::IngressBoth, &recorder.refusing);
-        let egress = || report(*ifindex, hooks, Direction::Egress, Program::EgressClients, &recorder.refusing_egress);
+        let ingress = report(*ifindex, hooks, Point::Ingress, Program::IngressBoth, &recorder.refusing);
+        let egress = || report(*ifindex, hooks, Point::Egress, Program::EgressClients, &recorder.refusing_egress);
         [Some(ingress), hooks.egress.then(egress)].into_iter().flatten()
     };
     Ok(wanted.iter().flat_map(reports).collect())
@@ -86,6 +93,7 @@ fn world(memory: Memory, refusing: &[u32]) -> (World<Recorder>, tempfile::TempDi
         refusing: refusing.iter().copied().collect(),
         refusing_egress: BTreeSet::new(),
         is_uncounted: false,
+        told: Vec::new(),
     };
     let state = State { pid: 7, config: "evenkeel.toml".into(), ..State::default() };
     let world = World::new(recorder, attach, Capacity::default(), state, folder.path().to_owned());
@@ -417,11 +425,11 @@ fn a_restart_takes_no_program_away_from_clients() {
 }
 
 /// What the kernel would hold of the hooks of this world.
-fn held(world: &World<Recorder>) -> Vec<(Mode, Place)> {
+fn held(world: &World<Recorder>) -> Vec<(Place, Held)> {
     let places = |(ifindex, hooks): (&u32, &Hooks)| {
-        let ingress = hooks.ingress.map(|_| Direction::Ingress);
-        let egress = hooks.egress.then_some(Direction::Egress);
-        let place = |direction| (Mode::Tcx, Place { ifindex: *ifindex, direction });
+        let ingress = hooks.ingress.map(|_| Point::Ingress);
+        let egress = hooks.egress.then_some(Point::Egress);
+        let place = |point| (Place { ifindex: *ifindex, point }, Held::Link);
         ingress.into_iter().chain(egress).map(place).collect::<Vec<_>>()
     };
     world.hooks.iter().flat_map(places).collect()
