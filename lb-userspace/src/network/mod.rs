@@ -12,6 +12,8 @@ use std::{
 
 use lb_common::addr::Family;
 
+mod conversation;
+mod frame;
 pub mod hooks;
 pub mod netlink;
 #[cfg(test)]

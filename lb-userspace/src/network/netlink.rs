@@ -3,10 +3,12 @@
 use std::{collections::BTreeSet, fs, io, net::IpAddr, time::Duration};
 
 use lb_common::addr::Family;
-use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, Socket, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
+use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
 
 use super::{
     Link, Peer, Question, Route, View,
+    conversation::Conversation,
+    frame::{Frame, frames},
     wire::{self, Dump, LinkMessage, Message, NeighbourMessage},
 };
 
@@ -18,9 +20,6 @@ pub struct NetworkError {
     source: io::Error,
 }
 
-/// How often a dump that was interrupted by a change is made again.
-const DUMPED_AGAIN: usize = 3;
-
 impl NetworkError {
     fn of(what: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| Self { what, source }
@@ -29,7 +28,7 @@ impl NetworkError {
 
 /// Looks at the network namespace that it was opened in.
 pub struct Network {
-    socket: Socket,
+    route: Conversation,
 }
 
 impl Network {
@@ -38,10 +37,7 @@ impl Network {
     /// # Errors
     /// When there is no rtnetlink.
     pub fn open() -> Result<Self, NetworkError> {
-        let mut socket = Socket::new(NETLINK_ROUTE).map_err(NetworkError::of("open"))?;
-        socket.bind_auto().map_err(NetworkError::of("open"))?;
-        socket.connect(&SocketAddr::new(0, 0)).map_err(NetworkError::of("open"))?;
-        Ok(Self { socket })
+        Ok(Self { route: Conversation::open(NETLINK_ROUTE).map_err(NetworkError::of("open"))? })
     }
 
     /// Takes a view of the network, with the routes to `backends`.
@@ -91,11 +87,11 @@ impl Network {
             // That it is gone already is as good.
             self.ask(&wire::forget(question), WHAT)?;
         }
-        match self.ask(&wire::resolve(question), WHAT)?.first() {
-            Some(Message::Answer(errno)) if *errno != 0 => {
-                Err(NetworkError { what: WHAT, source: io::Error::from_raw_os_error(*errno) })
+        match self.ask(&wire::resolve(question), WHAT)? {
+            Frame::Answer(errno) if errno != 0 => {
+                Err(NetworkError { what: WHAT, source: io::Error::from_raw_os_error(errno) })
             }
-            _ => Ok(()),
+            Frame::Answer(_) | Frame::Message(_) | Frame::Interrupted | Frame::Done | Frame::Other => Ok(()),
         }
     }
 
@@ -110,25 +106,23 @@ impl Network {
 
     fn peer(&self, namespace: i32, ifindex: u32) -> Result<Peer, NetworkError> {
         let answer = self.ask(&wire::link_elsewhere(namespace, ifindex), "look at the other end of a veth")?;
-        Ok(match answer.first() {
+        Ok(match answer.message() {
             Some(Message::Link(LinkMessage { master: Some(_), .. })) => Peer::Port,
-            Some(Message::Link(LinkMessage { mac: Some(mac), .. })) => Peer::Station(*mac),
+            Some(Message::Link(LinkMessage { mac: Some(mac), .. })) => Peer::Station(mac),
             _ => Peer::Unseen,
         })
     }
 
     fn route(&self, destination: IpAddr) -> Result<Route, NetworkError> {
-        Ok(match self.ask(&wire::route_to(destination), "look up a route")?.first() {
-            Some(Message::Route(route)) => *route,
+        Ok(match self.ask(&wire::route_to(destination), "look up a route")?.message() {
+            Some(Message::Route(route)) => route,
             _ => Route::None,
         })
     }
 
     /// Sends a question that has one answer.
-    fn ask(&self, request: &[u8], what: &'static str) -> Result<Vec<Message>, NetworkError> {
-        self.socket.send(request, 0).map_err(NetworkError::of(what))?;
-        let (datagram, _) = self.socket.recv_from_full().map_err(NetworkError::of(what))?;
-        Ok(wire::messages(&datagram))
+    fn ask(&self, request: &[u8], what: &'static str) -> Result<Frame<Message>, NetworkError> {
+        self.route.ask(request, wire::message).map_err(NetworkError::of(what))
     }
 
     fn dump(&self, what: Dump) -> Result<Vec<Message>, NetworkError> {
@@ -138,34 +132,7 @@ impl Network {
             Dump::Neighbours => "list neighbours",
             Dump::Forwarding => "list bridges' forwarding tables",
         };
-        // The last error keeps the view before in force, which is better than one that misses a link.
-        for _ in 0..=DUMPED_AGAIN {
-            if let Some(all) = self.dump_once(what, name)? {
-                return Ok(all);
-            }
-        }
-        let source = io::Error::other("changed each time while it was listed");
-        Err(NetworkError { what: name, source })
-    }
-
-    /// The whole dump, or nothing where it was interrupted by a change.
-    fn dump_once(&self, what: Dump, name: &'static str) -> Result<Option<Vec<Message>>, NetworkError> {
-        self.socket.send(&wire::dump(what), 0).map_err(NetworkError::of(name))?;
-        let mut all = Vec::new();
-        let mut is_whole = true;
-        loop {
-            let (datagram, _) = self.socket.recv_from_full().map_err(NetworkError::of(name))?;
-            for message in wire::messages(&datagram) {
-                if let Message::Answer(errno) = message {
-                    return Err(NetworkError { what: name, source: io::Error::from_raw_os_error(errno) });
-                }
-                if message == Message::Done {
-                    return Ok(is_whole.then_some(all));
-                }
-                is_whole &= message != Message::Interrupted;
-                all.push(message);
-            }
-        }
+        self.route.dump(&wire::dump(what), wire::message).map_err(NetworkError::of(name))
     }
 }
 
@@ -238,7 +205,10 @@ impl Changes {
 
 fn says_anything(received: io::Result<(Vec<u8>, SocketAddr)>, view: &View) -> Result<bool, NetworkError> {
     match received {
-        Ok((datagram, _)) => Ok(wire::messages(&datagram).iter().any(|message| differs(message, view))),
+        Ok((datagram, _)) => Ok(frames(&datagram, wire::message).iter().any(|frame| match frame {
+            Frame::Message(message) => differs(message, view),
+            Frame::Answer(_) | Frame::Interrupted | Frame::Done | Frame::Other => false,
+        })),
         Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(true),
         Err(error) => Err(NetworkError { what: "listen", source: error }),
     }
@@ -255,11 +225,7 @@ fn differs(message: &Message, view: &View) -> bool {
             !view.forwarding.get(&(*bridge, *mac)).is_some_and(|ports: &BTreeSet<u32>| ports.contains(port))
         }
         Message::Neighbour(NeighbourMessage::Neighbour { known: None, .. } | NeighbourMessage::Other)
-        | Message::NeighbourGone(_)
-        | Message::Answer(_)
-        | Message::Interrupted
-        | Message::Done
-        | Message::Other => false,
+        | Message::NeighbourGone(_) => false,
         Message::Link(_) | Message::LinkGone(_) | Message::Address(_) | Message::Route(_) => true,
     }
 }
