@@ -15,6 +15,7 @@ use lb_common::addr::Family;
 mod conversation;
 mod frame;
 pub mod hooks;
+mod netdev;
 pub mod netlink;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -57,7 +58,13 @@ pub struct Link {
     pub is_running: bool,
     /// Its link-layer address.
     pub mac: Option<Mac>,
+    /// What it says of XDP, where the kernel tells (from 6.3 on).
+    pub xdp: Option<XdpFeatures>,
 }
+
+/// What a device says of XDP: the bits of `enum netdev_xdp_act` in `linux/netdev.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XdpFeatures(pub u64);
 
 /// The end of a veth that is in another namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,6 +207,37 @@ impl Link {
     }
 }
 
+impl XdpFeatures {
+    /// `NETDEV_XDP_ACT_BASIC`.
+    const BASIC: u64 = 1 << 0;
+    /// `NETDEV_XDP_ACT_REDIRECT`.
+    const REDIRECT: u64 = 1 << 1;
+    /// `NETDEV_XDP_ACT_NDO_XMIT`.
+    const NDO_XMIT: u64 = 1 << 2;
+    /// `NETDEV_XDP_ACT_NDO_XMIT_SG`.
+    const NDO_XMIT_SG: u64 = 1 << 6;
+
+    /// Whether its driver runs programs, which may also redirect (`NETDEV_XDP_ACT_BASIC` and `NETDEV_XDP_ACT_REDIRECT`).
+    pub fn takes_programs(self) -> bool {
+        self.has(Self::BASIC | Self::REDIRECT)
+    }
+
+    /// Whether it sends frames that a program elsewhere redirects to it (`NETDEV_XDP_ACT_NDO_XMIT`). A veth does so
+    /// while its other end has GRO on or runs a program.
+    pub fn takes_redirected(self) -> bool {
+        self.has(Self::NDO_XMIT)
+    }
+
+    /// Whether such frames may be of several buffers (`NETDEV_XDP_ACT_NDO_XMIT_SG`).
+    pub fn takes_redirected_fragments(self) -> bool {
+        self.has(Self::NDO_XMIT_SG)
+    }
+
+    fn has(self, bits: u64) -> bool {
+        self.0 & bits == bits
+    }
+}
+
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
@@ -211,6 +249,19 @@ impl fmt::Display for Mac {
 mod tests {
     use super::*;
     use testing::{BR0, POD, ip, lab, mac, meet};
+
+    #[test]
+    fn a_veth_takes_programs_and_what_is_redirected_while_its_other_end_polls() {
+        let said = |bits| {
+            let features = XdpFeatures(bits);
+            (features.takes_programs(), features.takes_redirected(), features.takes_redirected_fragments())
+        };
+        assert_eq!(said(0x23), (true, false, false), "a veth");
+        assert_eq!(said(0x67), (true, true, true), "a veth whose other end has GRO on");
+        assert_eq!(said(0x07), (true, true, false), "a driver of single buffers");
+        assert_eq!(said(0x01), (false, false, false), "a driver whose programs cannot redirect");
+        assert_eq!(said(0x00), (false, false, false), "a bridge");
+    }
 
     fn questions(view: &View, backend: &str) -> Vec<(u32, String, bool)> {
         let asked = view.questions(&[ip(backend)].into(), view);

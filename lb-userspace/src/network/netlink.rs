@@ -1,4 +1,4 @@
-//! Takes views of the network and waits for changes, by rtnetlink. Decides nothing.
+//! Takes views of the network and waits for changes, by rtnetlink and by what devices say of XDP. Decides nothing.
 
 use std::{collections::BTreeSet, fs, io, net::IpAddr, time::Duration};
 
@@ -9,12 +9,13 @@ use super::{
     Link, Peer, Question, Route, View,
     conversation::Conversation,
     frame::{Frame, frames},
+    netdev::{self, Device, Netdev},
     wire::{self, Dump, LinkMessage, Message, NeighbourMessage},
 };
 
 /// Why the network could not be looked at.
 #[derive(Debug, thiserror::Error)]
-#[error("rtnetlink: {what}: {source}")]
+#[error("netlink: {what}: {source}")]
 pub struct NetworkError {
     what: &'static str,
     source: io::Error,
@@ -29,15 +30,18 @@ impl NetworkError {
 /// Looks at the network namespace that it was opened in.
 pub struct Network {
     route: Conversation,
+    /// Nothing where the kernel does not tell what devices say of XDP.
+    netdev: Option<Netdev>,
 }
 
 impl Network {
     /// Opens the namespace of the calling thread.
     ///
     /// # Errors
-    /// When there is no rtnetlink.
+    /// When there is no rtnetlink or no generic netlink.
     pub fn open() -> Result<Self, NetworkError> {
-        Ok(Self { route: Conversation::open(NETLINK_ROUTE).map_err(NetworkError::of("open"))? })
+        let open = || Ok(Self { route: Conversation::open(NETLINK_ROUTE)?, netdev: Netdev::open()? });
+        open().map_err(NetworkError::of("open"))
     }
 
     /// Takes a view of the network, with the routes to `backends`.
@@ -49,6 +53,11 @@ impl Network {
         for message in self.dump(Dump::Links)? {
             if let Message::Link(link) = message {
                 view.links.insert(link.ifindex, self.link(link)?);
+            }
+        }
+        for Device { ifindex, xdp } in self.devices()? {
+            if let Some(link) = view.links.get_mut(&ifindex) {
+                link.xdp = Some(xdp);
             }
         }
         for message in self.dump(Dump::Addresses)? {
@@ -101,7 +110,12 @@ impl Network {
             _ => None,
         };
         let LinkMessage { name, kind, master, link_layer, mtu, is_running, mac, .. } = message;
-        Ok(Link { name, kind, master, peer, link_layer, mtu, is_running, mac })
+        Ok(Link { name, kind, master, peer, link_layer, mtu, is_running, mac, xdp: None })
+    }
+
+    fn devices(&self) -> Result<Vec<Device>, NetworkError> {
+        let devices = self.netdev.as_ref().map_or(Ok(Vec::new()), Netdev::devices);
+        devices.map_err(NetworkError::of("list what devices say of XDP"))
     }
 
     fn peer(&self, namespace: i32, ifindex: u32) -> Result<Peer, NetworkError> {
@@ -148,6 +162,8 @@ fn forwards(family: Family) -> bool {
 /// Tells when the network has changed.
 pub struct Changes {
     socket: TokioSocket,
+    /// What devices say of XDP; nothing where the kernel does not tell.
+    netdev: Option<TokioSocket>,
     /// Something has changed and nobody was told yet.
     is_pending: bool,
 }
@@ -159,7 +175,7 @@ impl Changes {
     /// Begins to listen in the namespace of the calling thread, within a tokio runtime.
     ///
     /// # Errors
-    /// When there is no rtnetlink.
+    /// When there is no rtnetlink or no generic netlink.
     pub fn open() -> Result<Self, NetworkError> {
         Self::listen().map_err(NetworkError::of("listen"))
     }
@@ -184,7 +200,7 @@ impl Changes {
         ] {
             socket.socket_ref().add_membership(group)?;
         }
-        Ok(Self { socket, is_pending: false })
+        Ok(Self { socket, netdev: netdev::listen()?, is_pending: false })
     }
 
     /// Waits until something is different from `view`, and for the burst it comes in to end. Nothing is lost when the
@@ -194,19 +210,42 @@ impl Changes {
     /// When the socket fails; that it overran only means that something has changed.
     pub async fn next(&mut self, view: &View) -> Result<(), NetworkError> {
         while !self.is_pending {
-            self.is_pending = says_anything(self.socket.recv_from_full().await, view)?;
+            self.is_pending = tokio::select! {
+                received = self.socket.recv_from_full() => {
+                    says_anything(received, wire::message, |message| differs(message, view))?
+                }
+                received = heard(self.netdev.as_ref()) => {
+                    says_anything(received, netdev::device, |device| differs_in_xdp(device, view))?
+                }
+            };
         }
         tokio::time::sleep(BURST).await;
-        while self.socket.socket_ref().recv_from_full().is_ok() {}
+        for socket in [Some(&self.socket), self.netdev.as_ref()].into_iter().flatten() {
+            while socket.socket_ref().recv_from_full().is_ok() {}
+        }
         self.is_pending = false;
         Ok(())
     }
 }
 
-fn says_anything(received: io::Result<(Vec<u8>, SocketAddr)>, view: &View) -> Result<bool, NetworkError> {
+type Received = io::Result<(Vec<u8>, SocketAddr)>;
+
+/// What comes by a socket; where there is none, nothing ever does.
+async fn heard(socket: Option<&TokioSocket>) -> Received {
+    match socket {
+        Some(socket) => socket.recv_from_full().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn says_anything<M>(
+    received: Received,
+    message: impl Fn(u16, &[u8]) -> Option<M>,
+    is_new: impl Fn(&M) -> bool,
+) -> Result<bool, NetworkError> {
     match received {
-        Ok((datagram, _)) => Ok(frames(&datagram, wire::message).iter().any(|frame| match frame {
-            Frame::Message(message) => differs(message, view),
+        Ok((datagram, _)) => Ok(frames(&datagram, message).iter().any(|frame| match frame {
+            Frame::Message(message) => is_new(message),
             Frame::Answer(_) | Frame::Interrupted | Frame::Done | Frame::Other => false,
         })),
         Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(true),
@@ -227,5 +266,30 @@ fn differs(message: &Message, view: &View) -> bool {
         Message::Neighbour(NeighbourMessage::Neighbour { known: None, .. } | NeighbourMessage::Other)
         | Message::NeighbourGone(_) => false,
         Message::Link(_) | Message::LinkGone(_) | Message::Address(_) | Message::Route(_) => true,
+    }
+}
+
+/// Whether a device that is known says something new of XDP; of one that is not, rtnetlink tells.
+fn differs_in_xdp(device: &Device, view: &View) -> bool {
+    view.links.get(&device.ifindex).is_some_and(|link| link.xdp != Some(device.xdp))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::{
+        XdpFeatures,
+        testing::{V1, lab},
+    };
+
+    #[test]
+    fn a_known_device_that_says_something_else_of_xdp_is_news() {
+        let mut view = lab();
+        let says_news = |view: &View, ifindex, bits| differs_in_xdp(&Device { ifindex, xdp: XdpFeatures(bits) }, view);
+        assert!(!says_news(&view, V1, 0x23), "as it was");
+        assert!(says_news(&view, V1, 0x67));
+        assert!(!says_news(&view, 99, 0x67), "a device that nobody knows");
+        view.links.get_mut(&V1).expect("the lab has v1").xdp = None;
+        assert!(says_news(&view, V1, 0x23), "it had not spoken when the view was taken");
     }
 }
