@@ -201,6 +201,12 @@ impl Link {
         }
     }
 
+    /// Whether it is a physical NIC, or what a virtual machine has for one: Ethernet, and of no virtual kind. The
+    /// loopback has no kind either, but is no Ethernet.
+    pub fn is_real(&self) -> bool {
+        self.kind.is_empty() && self.is_ethernet()
+    }
+
     /// Whether it is a bridge.
     pub fn is_bridge(&self) -> bool {
         self.kind == "bridge"
@@ -217,7 +223,7 @@ impl XdpFeatures {
     /// `NETDEV_XDP_ACT_NDO_XMIT_SG`.
     const NDO_XMIT_SG: u64 = 1 << 6;
 
-    /// Whether its driver runs programs, which may also redirect (`NETDEV_XDP_ACT_BASIC` and `NETDEV_XDP_ACT_REDIRECT`).
+    /// Whether its driver runs programs, which may also redirect (`NETDEV_XDP_ACT_BASIC`, `NETDEV_XDP_ACT_REDIRECT`).
     pub fn takes_programs(self) -> bool {
         self.has(Self::BASIC | Self::REDIRECT)
     }
@@ -249,6 +255,14 @@ impl fmt::Display for Mac {
 mod tests {
     use super::*;
     use testing::{BR0, POD, ip, lab, mac, meet};
+
+    #[test]
+    fn only_a_nic_is_real() {
+        let view = lab();
+        let real: Vec<&str> =
+            view.links.values().filter(|link| link.is_real()).map(|link| link.name.as_str()).collect();
+        assert_eq!(real, ["eth3"]);
+    }
 
     #[test]
     fn a_veth_takes_programs_and_what_is_redirected_while_its_other_end_polls() {
