@@ -12,8 +12,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_userspace::{
+    dataplane::host,
     network::{
-        netlink::Network,
+        View, XdpFeatures,
+        netlink::{Changes, Network},
         way::{self, Chosen},
     },
     settings::WaySetting,
@@ -30,6 +32,7 @@ use testbed::{
 fn main() -> ExitCode {
     run(vec![
         on_root("the way to a backend is seen in the network", the_way_is_seen),
+        on_root("what a device says of XDP is seen, and heard when it changes", xdp_features_are_seen_and_heard),
         on_root("every way answers over both families and says why", every_way_answers),
         on_root("a restarted container is followed", a_restarted_container_is_followed),
         on_root("a frontend address added later is balanced", an_address_added_later_is_balanced),
@@ -64,6 +67,58 @@ fn the_way_is_seen() -> Result<()> {
         ensure!(own.why == "it is an address of this host", "{}", own.why);
     }
     Ok(())
+}
+
+fn xdp_features_are_seen_and_heard() -> Result<()> {
+    let lab = Lab::up(Layout { backends: 2, ..Layout::default() })?;
+    let peer = &lab.backends()[0].namespace;
+    lab.balancer().enter(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let network = Network::open()?;
+            let mut changes = Changes::open()?;
+            let mut view = settled(&network, &mut changes).await?;
+            if !host::is_at_least(&host::probe()?.release, (6, 3)) {
+                ensure!(view.links.values().all(|link| link.xdp.is_none()), "this kernel cannot know: {view:?}");
+                return Ok(());
+            }
+            let of_bridge = features(&view, "br0").context("br0 tells")?;
+            ensure!(!of_bridge.takes_programs() && !of_bridge.takes_redirected(), "br0: {of_bridge:?}");
+            for (gro, is_target) in [("on", true), ("off", false)] {
+                let before = features(&view, "v1");
+                peer.sh(&format!("ethtool -K eth0 gro {gro}"))?;
+                tokio::time::timeout(Duration::from_secs(3), changes.next(&view))
+                    .await
+                    .with_context(|| format!("not told that the other end of v1 has gro {gro}"))??;
+                view = network.view(&BTreeSet::new())?;
+                let [v1, v2] = ["v1", "v2"].map(|name| features(&view, name));
+                let (v1, v2) = (v1.context("v1 tells")?, v2.context("v2 tells")?);
+                ensure!(before != Some(v1), "gro {gro}: as before, {v1:?}");
+                ensure!(v1.takes_programs() && v2.takes_programs(), "gro {gro}: {v1:?}, {v2:?}");
+                ensure!(v1.takes_redirected() == is_target, "gro {gro}: {v1:?}");
+                ensure!(v1.takes_redirected_fragments() == is_target, "gro {gro}: {v1:?}");
+                ensure!(!v2.takes_redirected(), "gro {gro}: nothing was done to the other end of v2, {v2:?}");
+            }
+            Ok(())
+        })
+    })
+}
+
+fn features(view: &View, name: &str) -> Option<XdpFeatures> {
+    view.links.values().find(|link| link.name == name)?.xdp
+}
+
+/// A view of a network in which nothing happens any more.
+async fn settled(network: &Network, changes: &mut Changes) -> Result<View> {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let view = network.view(&BTreeSet::new())?;
+        match tokio::time::timeout(Duration::from_millis(500), changes.next(&view)).await {
+            Err(_nothing_happened) => return Ok(view),
+            Ok(told) => told?,
+        }
+        ensure!(Instant::now() < end, "something happens all the time");
+    }
 }
 
 /// The way to a backend, its neighbour having been asked for.

@@ -12,8 +12,11 @@ use std::{
 
 use lb_common::addr::Family;
 
+mod conversation;
 pub mod early;
+mod frame;
 pub mod hooks;
+mod netdev;
 pub mod netlink;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -58,35 +61,13 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// Whether an XDP program runs on it, ours or another.
     pub has_xdp: bool,
-    /// What it can do with XDP; nothing where the kernel does not tell, as none before 6.3 does.
+    /// What it says of XDP, where the kernel tells (from 6.3 on).
     pub xdp: Option<XdpFeatures>,
 }
 
-/// What a device can do with XDP: bits of `enum netdev_xdp_act` in linux/netdev.h.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What a device says of XDP: the bits of `enum netdev_xdp_act` in `linux/netdev.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct XdpFeatures(pub u64);
-
-impl XdpFeatures {
-    const BASIC: u64 = 1 << 0;
-    const REDIRECT: u64 = 1 << 1;
-    const NDO_XMIT: u64 = 1 << 2;
-    const NDO_XMIT_SG: u64 = 1 << 6;
-
-    /// Whether its driver runs programs and takes every verdict of theirs.
-    pub const fn takes_programs(self) -> bool {
-        self.0 & (Self::BASIC | Self::REDIRECT) == Self::BASIC | Self::REDIRECT
-    }
-
-    /// Whether it sends packets that a program on another device hands to it.
-    pub const fn takes_redirected(self) -> bool {
-        self.0 & Self::NDO_XMIT != 0
-    }
-
-    /// Whether it sends those too that lie in several pieces.
-    pub const fn takes_redirected_fragments(self) -> bool {
-        self.0 & Self::NDO_XMIT_SG != 0
-    }
-}
 
 /// The end of a veth that is in another namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -223,7 +204,8 @@ impl Link {
         }
     }
 
-    /// Whether it is a real device, or one of the machine's that is virtual itself: no other of this kernel's stands behind it.
+    /// Whether it is a physical NIC, or what a virtual machine has for one: Ethernet, and of no virtual kind. The
+    /// loopback has no kind either, but is no Ethernet.
     pub fn is_real(&self) -> bool {
         self.kind.is_empty() && self.is_ethernet()
     }
@@ -231,6 +213,37 @@ impl Link {
     /// Whether it is a bridge.
     pub fn is_bridge(&self) -> bool {
         self.kind == "bridge"
+    }
+}
+
+impl XdpFeatures {
+    /// `NETDEV_XDP_ACT_BASIC`.
+    const BASIC: u64 = 1 << 0;
+    /// `NETDEV_XDP_ACT_REDIRECT`.
+    const REDIRECT: u64 = 1 << 1;
+    /// `NETDEV_XDP_ACT_NDO_XMIT`.
+    const NDO_XMIT: u64 = 1 << 2;
+    /// `NETDEV_XDP_ACT_NDO_XMIT_SG`.
+    const NDO_XMIT_SG: u64 = 1 << 6;
+
+    /// Whether its driver runs programs, which may also redirect (`NETDEV_XDP_ACT_BASIC`, `NETDEV_XDP_ACT_REDIRECT`).
+    pub fn takes_programs(self) -> bool {
+        self.has(Self::BASIC | Self::REDIRECT)
+    }
+
+    /// Whether it sends frames that a program elsewhere redirects to it (`NETDEV_XDP_ACT_NDO_XMIT`). A veth does so
+    /// while its other end has GRO on or runs a program.
+    pub fn takes_redirected(self) -> bool {
+        self.has(Self::NDO_XMIT)
+    }
+
+    /// Whether such frames may be of several buffers (`NETDEV_XDP_ACT_NDO_XMIT_SG`).
+    pub fn takes_redirected_fragments(self) -> bool {
+        self.has(Self::NDO_XMIT_SG)
+    }
+
+    fn has(self, bits: u64) -> bool {
+        self.0 & bits == bits
     }
 }
 
@@ -245,6 +258,27 @@ impl fmt::Display for Mac {
 mod tests {
     use super::*;
     use testing::{BR0, POD, ip, lab, mac, meet};
+
+    #[test]
+    fn only_a_nic_is_real() {
+        let view = lab();
+        let real: Vec<&str> =
+            view.links.values().filter(|link| link.is_real()).map(|link| link.name.as_str()).collect();
+        assert_eq!(real, ["eth3"]);
+    }
+
+    #[test]
+    fn a_veth_takes_programs_and_what_is_redirected_while_its_other_end_polls() {
+        let said = |bits| {
+            let features = XdpFeatures(bits);
+            (features.takes_programs(), features.takes_redirected(), features.takes_redirected_fragments())
+        };
+        assert_eq!(said(0x23), (true, false, false), "a veth");
+        assert_eq!(said(0x67), (true, true, true), "a veth whose other end has GRO on");
+        assert_eq!(said(0x07), (true, true, false), "a driver of single buffers");
+        assert_eq!(said(0x01), (false, false, false), "a driver whose programs cannot redirect");
+        assert_eq!(said(0x00), (false, false, false), "a bridge");
+    }
 
     fn questions(view: &View, backend: &str) -> Vec<(u32, String, bool)> {
         let asked = view.questions(&[ip(backend)].into(), view);

@@ -1,25 +1,25 @@
-//! Takes views of the network and waits for changes, by rtnetlink. Decides nothing.
+//! Takes views of the network and waits for changes, by rtnetlink and by what devices say of XDP. Decides nothing.
 
 use std::{collections::BTreeSet, fs, io, net::IpAddr, time::Duration};
 
 use lb_common::addr::Family;
-use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, Socket, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
+use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
 
 use super::{
     Link, Peer, Question, Route, View,
+    conversation::Conversation,
+    frame::{Frame, frames},
+    netdev::{self, Device, Netdev},
     wire::{self, Dump, LinkMessage, Message, NeighbourMessage},
 };
 
 /// Why the network could not be looked at.
 #[derive(Debug, thiserror::Error)]
-#[error("rtnetlink: {what}: {source}")]
+#[error("netlink: {what}: {source}")]
 pub struct NetworkError {
     what: &'static str,
     source: io::Error,
 }
-
-/// How often a dump that was interrupted by a change is made again.
-const DUMPED_AGAIN: usize = 3;
 
 impl NetworkError {
     fn of(what: &'static str) -> impl Fn(io::Error) -> Self {
@@ -29,19 +29,19 @@ impl NetworkError {
 
 /// Looks at the network namespace that it was opened in.
 pub struct Network {
-    socket: Socket,
+    route: Conversation,
+    /// Nothing where the kernel does not tell what devices say of XDP.
+    netdev: Option<Netdev>,
 }
 
 impl Network {
     /// Opens the namespace of the calling thread.
     ///
     /// # Errors
-    /// When there is no rtnetlink.
+    /// When there is no rtnetlink or no generic netlink.
     pub fn open() -> Result<Self, NetworkError> {
-        let mut socket = Socket::new(NETLINK_ROUTE).map_err(NetworkError::of("open"))?;
-        socket.bind_auto().map_err(NetworkError::of("open"))?;
-        socket.connect(&SocketAddr::new(0, 0)).map_err(NetworkError::of("open"))?;
-        Ok(Self { socket })
+        let open = || Ok(Self { route: Conversation::open(NETLINK_ROUTE)?, netdev: Netdev::open()? });
+        open().map_err(NetworkError::of("open"))
     }
 
     /// Takes a view of the network, with the routes to `backends`.
@@ -53,6 +53,11 @@ impl Network {
         for message in self.dump(Dump::Links)? {
             if let Message::Link(link) = message {
                 view.links.insert(link.ifindex, self.link(link)?);
+            }
+        }
+        for Device { ifindex, xdp } in self.devices()? {
+            if let Some(link) = view.links.get_mut(&ifindex) {
+                link.xdp = Some(xdp);
             }
         }
         for message in self.dump(Dump::Addresses)? {
@@ -91,11 +96,11 @@ impl Network {
             // That it is gone already is as good.
             self.ask(&wire::forget(question), WHAT)?;
         }
-        match self.ask(&wire::resolve(question), WHAT)?.first() {
-            Some(Message::Answer(errno)) if *errno != 0 => {
-                Err(NetworkError { what: WHAT, source: io::Error::from_raw_os_error(*errno) })
+        match self.ask(&wire::resolve(question), WHAT)? {
+            Frame::Answer(errno) if errno != 0 => {
+                Err(NetworkError { what: WHAT, source: io::Error::from_raw_os_error(errno) })
             }
-            _ => Ok(()),
+            Frame::Answer(_) | Frame::Message(_) | Frame::Interrupted | Frame::Done | Frame::Other => Ok(()),
         }
     }
 
@@ -108,27 +113,30 @@ impl Network {
         Ok(Link { name, kind, master, peer, link_layer, mtu, is_running, mac, has_xdp, xdp: None })
     }
 
+    fn devices(&self) -> Result<Vec<Device>, NetworkError> {
+        let devices = self.netdev.as_ref().map_or(Ok(Vec::new()), Netdev::devices);
+        devices.map_err(NetworkError::of("list what devices say of XDP"))
+    }
+
     fn peer(&self, namespace: i32, ifindex: u32) -> Result<Peer, NetworkError> {
         let answer = self.ask(&wire::link_elsewhere(namespace, ifindex), "look at the other end of a veth")?;
-        Ok(match answer.first() {
+        Ok(match answer.message() {
             Some(Message::Link(LinkMessage { master: Some(_), .. })) => Peer::Port,
-            Some(Message::Link(LinkMessage { mac: Some(mac), .. })) => Peer::Station(*mac),
+            Some(Message::Link(LinkMessage { mac: Some(mac), .. })) => Peer::Station(mac),
             _ => Peer::Unseen,
         })
     }
 
     fn route(&self, destination: IpAddr) -> Result<Route, NetworkError> {
-        Ok(match self.ask(&wire::route_to(destination), "look up a route")?.first() {
-            Some(Message::Route(route)) => *route,
+        Ok(match self.ask(&wire::route_to(destination), "look up a route")?.message() {
+            Some(Message::Route(route)) => route,
             _ => Route::None,
         })
     }
 
     /// Sends a question that has one answer.
-    fn ask(&self, request: &[u8], what: &'static str) -> Result<Vec<Message>, NetworkError> {
-        self.socket.send(request, 0).map_err(NetworkError::of(what))?;
-        let (datagram, _) = self.socket.recv_from_full().map_err(NetworkError::of(what))?;
-        Ok(wire::messages(&datagram))
+    fn ask(&self, request: &[u8], what: &'static str) -> Result<Frame<Message>, NetworkError> {
+        self.route.ask(request, wire::message).map_err(NetworkError::of(what))
     }
 
     fn dump(&self, what: Dump) -> Result<Vec<Message>, NetworkError> {
@@ -138,34 +146,7 @@ impl Network {
             Dump::Neighbours => "list neighbours",
             Dump::Forwarding => "list bridges' forwarding tables",
         };
-        // The last error keeps the view before in force, which is better than one that misses a link.
-        for _ in 0..=DUMPED_AGAIN {
-            if let Some(all) = self.dump_once(what, name)? {
-                return Ok(all);
-            }
-        }
-        let source = io::Error::other("changed each time while it was listed");
-        Err(NetworkError { what: name, source })
-    }
-
-    /// The whole dump, or nothing where it was interrupted by a change.
-    fn dump_once(&self, what: Dump, name: &'static str) -> Result<Option<Vec<Message>>, NetworkError> {
-        self.socket.send(&wire::dump(what), 0).map_err(NetworkError::of(name))?;
-        let mut all = Vec::new();
-        let mut is_whole = true;
-        loop {
-            let (datagram, _) = self.socket.recv_from_full().map_err(NetworkError::of(name))?;
-            for message in wire::messages(&datagram) {
-                if let Message::Answer(errno) = message {
-                    return Err(NetworkError { what: name, source: io::Error::from_raw_os_error(errno) });
-                }
-                if message == Message::Done {
-                    return Ok(is_whole.then_some(all));
-                }
-                is_whole &= message != Message::Interrupted;
-                all.push(message);
-            }
-        }
+        self.route.dump(&wire::dump(what), wire::message).map_err(NetworkError::of(name))
     }
 }
 
@@ -181,6 +162,8 @@ fn forwards(family: Family) -> bool {
 /// Tells when the network has changed.
 pub struct Changes {
     socket: TokioSocket,
+    /// What devices say of XDP; nothing where the kernel does not tell.
+    netdev: Option<TokioSocket>,
     /// Something has changed and nobody was told yet.
     is_pending: bool,
 }
@@ -192,7 +175,7 @@ impl Changes {
     /// Begins to listen in the namespace of the calling thread, within a tokio runtime.
     ///
     /// # Errors
-    /// When there is no rtnetlink.
+    /// When there is no rtnetlink or no generic netlink.
     pub fn open() -> Result<Self, NetworkError> {
         Self::listen().map_err(NetworkError::of("listen"))
     }
@@ -217,7 +200,7 @@ impl Changes {
         ] {
             socket.socket_ref().add_membership(group)?;
         }
-        Ok(Self { socket, is_pending: false })
+        Ok(Self { socket, netdev: netdev::listen()?, is_pending: false })
     }
 
     /// Waits until something is different from `view`, and for the burst it comes in to end. Nothing is lost when the
@@ -227,18 +210,44 @@ impl Changes {
     /// When the socket fails; that it overran only means that something has changed.
     pub async fn next(&mut self, view: &View) -> Result<(), NetworkError> {
         while !self.is_pending {
-            self.is_pending = says_anything(self.socket.recv_from_full().await, view)?;
+            self.is_pending = tokio::select! {
+                received = self.socket.recv_from_full() => {
+                    says_anything(received, wire::message, |message| differs(message, view))?
+                }
+                received = heard(self.netdev.as_ref()) => {
+                    says_anything(received, netdev::device, |device| differs_in_xdp(device, view))?
+                }
+            };
         }
         tokio::time::sleep(BURST).await;
-        while self.socket.socket_ref().recv_from_full().is_ok() {}
+        for socket in [Some(&self.socket), self.netdev.as_ref()].into_iter().flatten() {
+            while socket.socket_ref().recv_from_full().is_ok() {}
+        }
         self.is_pending = false;
         Ok(())
     }
 }
 
-fn says_anything(received: io::Result<(Vec<u8>, SocketAddr)>, view: &View) -> Result<bool, NetworkError> {
+type Received = io::Result<(Vec<u8>, SocketAddr)>;
+
+/// What comes by a socket; where there is none, nothing ever does.
+async fn heard(socket: Option<&TokioSocket>) -> Received {
+    match socket {
+        Some(socket) => socket.recv_from_full().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn says_anything<M>(
+    received: Received,
+    message: impl Fn(u16, &[u8]) -> Option<M>,
+    is_new: impl Fn(&M) -> bool,
+) -> Result<bool, NetworkError> {
     match received {
-        Ok((datagram, _)) => Ok(wire::messages(&datagram).iter().any(|message| differs(message, view))),
+        Ok((datagram, _)) => Ok(frames(&datagram, message).iter().any(|frame| match frame {
+            Frame::Message(message) => is_new(message),
+            Frame::Answer(_) | Frame::Interrupted | Frame::Done | Frame::Other => false,
+        })),
         Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(true),
         Err(error) => Err(NetworkError { what: "listen", source: error }),
     }
@@ -255,11 +264,32 @@ fn differs(message: &Message, view: &View) -> bool {
             !view.forwarding.get(&(*bridge, *mac)).is_some_and(|ports: &BTreeSet<u32>| ports.contains(port))
         }
         Message::Neighbour(NeighbourMessage::Neighbour { known: None, .. } | NeighbourMessage::Other)
-        | Message::NeighbourGone(_)
-        | Message::Answer(_)
-        | Message::Interrupted
-        | Message::Done
-        | Message::Other => false,
+        | Message::NeighbourGone(_) => false,
         Message::Link(_) | Message::LinkGone(_) | Message::Address(_) | Message::Route(_) => true,
+    }
+}
+
+/// Whether a device that is known says something new of XDP; of one that is not, rtnetlink tells.
+fn differs_in_xdp(device: &Device, view: &View) -> bool {
+    view.links.get(&device.ifindex).is_some_and(|link| link.xdp != Some(device.xdp))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::{
+        XdpFeatures,
+        testing::{V1, lab},
+    };
+
+    #[test]
+    fn a_known_device_that_says_something_else_of_xdp_is_news() {
+        let mut view = lab();
+        let says_news = |view: &View, ifindex, bits| differs_in_xdp(&Device { ifindex, xdp: XdpFeatures(bits) }, view);
+        assert!(!says_news(&view, V1, 0x23), "as it was");
+        assert!(says_news(&view, V1, 0x67));
+        assert!(!says_news(&view, 99, 0x67), "a device that nobody knows");
+        view.links.get_mut(&V1).expect("the lab has v1").xdp = None;
+        assert!(says_news(&view, V1, 0x23), "it had not spoken when the view was taken");
     }
 }

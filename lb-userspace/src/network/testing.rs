@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use lb_common::addr::Family;
 
-use super::{Link, Mac, Neighbour, Peer, Route, View};
+use super::{Link, Mac, Neighbour, Peer, Route, View, XdpFeatures};
 
 pub(crate) const ETH3: u32 = 3;
 pub(crate) const BR0: u32 = 4;
@@ -33,19 +33,26 @@ pub(crate) fn meet(view: &mut View, device: u32, address: &str, mac: Mac) {
 /// veth `pod`, 10.9.0.1 behind the tunnel `wg0`, 172.16.0.1 behind a router on `br0`; 192.0.2.9 is another host on
 /// `eth3`, 198.51.100.1 an address on `lo`.
 pub(crate) fn lab() -> View {
+    // As kernels say: a veth takes what is redirected to it only while its other end has GRO on.
+    let features = |kind: &str| match kind {
+        "" => 0x67,
+        "veth" => 0x23,
+        _ => 0,
+    };
     let link = |name: &str, kind: &str| Link {
         name: name.into(),
         kind: kind.into(),
         link_layer: 1,
         mtu: 1500,
         is_running: true,
+        xdp: Some(XdpFeatures(features(kind))),
         ..Link::default()
     };
     let port = |name: &str, peer| Link { master: Some(BR0), peer: Some(peer), ..link(name, "veth") };
     let through = |device| Route::Through { device, gateway: None };
     let mut view = View {
         links: [
-            (1, Link { link_layer: 772, ..link("lo", "") }),
+            (1, Link { link_layer: 772, xdp: Some(XdpFeatures(0)), ..link("lo", "") }),
             (ETH3, link("eth3", "")),
             (BR0, link("br0", "bridge")),
             (V1, port("v1", Peer::Station(mac(1)))),

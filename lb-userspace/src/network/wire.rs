@@ -1,13 +1,15 @@
 //! rtnetlink messages as values, and values as rtnetlink messages. Pure: sockets are in [`super::netlink`].
 //!
-//! Only what [`super::View`] needs is decoded. Attributes that are not known are stepped over, so that a newer kernel's
-//! messages stay readable.
+//! Only what [`super::View`] needs is decoded.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{Mac, Neighbour, Question, Route};
+use super::{
+    Mac, Neighbour, Question, Route,
+    frame::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, Request, attributes, i32_at, text, u16_at, u32_at},
+};
 
-/// One netlink message, taken apart.
+/// One rtnetlink message, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Message {
     /// A link is there, or has changed.
@@ -22,14 +24,6 @@ pub(super) enum Message {
     NeighbourGone(NeighbourMessage),
     /// A route: the answer to a question, or a change.
     Route(Route),
-    /// The kernel's refusal, by errno; zero is its consent.
-    Answer(i32),
-    /// Comes before a message of a dump that changed while it was made, and may miss anything.
-    Interrupted,
-    /// The end of a dump.
-    Done,
-    /// Something of another kind.
-    Other,
 }
 
 /// What a link message says.
@@ -69,8 +63,6 @@ pub(super) enum NeighbourMessage {
     Other,
 }
 
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
@@ -84,17 +76,9 @@ const RTM_NEWNEIGH: u16 = 28;
 const RTM_DELNEIGH: u16 = 29;
 const RTM_GETNEIGH: u16 = 30;
 
-const NLM_F_REQUEST: u16 = 0x1;
-const NLM_F_ACK: u16 = 0x4;
-const NLM_F_DUMP_INTR: u16 = 0x10;
-const NLM_F_DUMP: u16 = 0x300;
-const NLM_F_CREATE: u16 = 0x400;
-
 const AF_INET: u8 = 2;
 const AF_BRIDGE: u8 = 7;
 const AF_INET6: u8 = 10;
-
-const HEADER: usize = 16;
 
 /// The dumps a view is made of.
 #[derive(Clone, Copy, Debug)]
@@ -182,52 +166,9 @@ fn family_and_bytes(address: IpAddr) -> (u8, Vec<u8>) {
     }
 }
 
-/// A message under construction.
-struct Request(Vec<u8>);
-
-impl Request {
-    fn new(kind: u16, flags: u16, body: &[u8]) -> Self {
-        let mut bytes = vec![0; HEADER];
-        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
-        bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
-        bytes.extend_from_slice(body);
-        Self(bytes)
-    }
-
-    fn attribute(&mut self, kind: u16, value: &[u8]) {
-        self.0.extend_from_slice(&(4 + value.len() as u16).to_ne_bytes());
-        self.0.extend_from_slice(&kind.to_ne_bytes());
-        self.0.extend_from_slice(value);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        let length = self.0.len() as u32;
-        self.0[..4].copy_from_slice(&length.to_ne_bytes());
-        self.0
-    }
-}
-
-/// Every message of one datagram. What is cut short ends it.
-pub(super) fn messages(mut datagram: &[u8]) -> Vec<Message> {
-    let mut found = Vec::new();
-    while let (Some(length), Some(kind), Some(flags)) = (u32_at(datagram, 0), u16_at(datagram, 4), u16_at(datagram, 6))
-    {
-        let length = length as usize;
-        let Some(body) = datagram.get(HEADER..length) else { break };
-        if flags & NLM_F_DUMP_INTR != 0 {
-            found.push(Message::Interrupted);
-        }
-        found.push(message(kind, body).unwrap_or(Message::Other));
-        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    found
-}
-
-fn message(kind: u16, body: &[u8]) -> Option<Message> {
+/// Reads a message of this kind.
+pub(super) fn message(kind: u16, body: &[u8]) -> Option<Message> {
     Some(match kind {
-        NLMSG_ERROR => Message::Answer(-i32_at(body, 0)?),
-        NLMSG_DONE => Message::Done,
         // A bridge tells of its ports in messages of its own family, which say less and do not end the link.
         RTM_NEWLINK | RTM_DELLINK if body.first() == Some(&AF_BRIDGE) => Message::Link(link(body)?),
         RTM_NEWLINK => Message::Link(link(body)?),
@@ -373,18 +314,6 @@ fn route(body: &[u8]) -> Option<Route> {
     })
 }
 
-/// The attributes of a message's body, nested ones as one.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    const FLAGS: u16 = 0xc000;
-    std::iter::from_fn(move || {
-        let length = usize::from(u16_at(bytes, 0)?);
-        let kind = u16_at(bytes, 2)? & !FLAGS;
-        let value = bytes.get(4..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
 fn ip(bytes: &[u8]) -> Option<IpAddr> {
     if let Ok(four) = <[u8; 4]>::try_from(bytes) {
         return Some(Ipv4Addr::from(four).into());
@@ -392,30 +321,23 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
     <[u8; 16]>::try_from(bytes).ok().map(|sixteen| Ipv6Addr::from(sixteen).into())
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned()
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-fn i32_at(bytes: &[u8], at: usize) -> Option<i32> {
-    u32_at(bytes, at).map(u32::cast_signed)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::network::frame::{Frame, frames};
 
     fn address_of(text: &str) -> IpAddr {
         text.parse().expect("a valid address")
+    }
+
+    fn messages(datagram: &[u8]) -> Vec<Message> {
+        let message = |frame| match frame {
+            Frame::Message(message) => message,
+            Frame::Answer(_) | Frame::Interrupted | Frame::Done | Frame::Other => panic!("not read: {frame:?}"),
+        };
+        frames(datagram, super::message).into_iter().map(message).collect()
     }
 
     #[test]
@@ -451,24 +373,6 @@ mod tests {
                 mac: Some(Mac([2, 0, 0, 0, 0, 9])),
                 has_xdp: true,
             })]
-        );
-    }
-
-    #[test]
-    fn a_dump_that_changed_meanwhile_is_told_from_a_whole_one() {
-        let gone = |flags| Request::new(RTM_DELLINK, flags, &[0; 16]).finish();
-        let done = |flags| Request::new(NLMSG_DONE, flags, &[0; 4]).finish();
-        const MULTI: u16 = 0x2;
-        let one = Message::LinkGone(0);
-        assert_eq!(messages(&[gone(MULTI), done(MULTI)].concat()), [one.clone(), Message::Done]);
-        assert_eq!(
-            messages(&[gone(MULTI | NLM_F_DUMP_INTR), done(MULTI)].concat()),
-            [Message::Interrupted, one.clone(), Message::Done]
-        );
-        assert_eq!(
-            messages(&[gone(MULTI), done(MULTI | NLM_F_DUMP_INTR)].concat()),
-            [one, Message::Interrupted, Message::Done],
-            "before the end is read"
         );
     }
 
@@ -542,14 +446,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 16_u16..32) {
-            messages(&bytes);
-            messages(&Request::new(kind, 0, &bytes).finish());
-        }
-
-        #[test]
-        fn what_is_cut_short_ends_the_datagram(cut in 1_usize..20) {
-            let whole = [route_to(address_of("10.0.0.1")), route_to(address_of("fd00::1"))].concat();
-            prop_assert_eq!(messages(&whole[..whole.len() - cut]).len(), 1);
+            message(kind, &bytes);
         }
     }
 }
