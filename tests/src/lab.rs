@@ -59,11 +59,15 @@ pub struct Layout {
     pub mtu: u32,
     /// What the devices may leave to others.
     pub offloads: Offloads,
+    /// Whether the other ends of the balancer's devices receive as a NIC does (GRO is on), so that these take packets from
+    /// XDP.
+    pub far_gro: bool,
 }
 
 impl Default for Layout {
     fn default() -> Self {
-        Self { clients: 1, backends: 4, reach: Reach::Bridge, mtu: 1500, offloads: Offloads::Untouched }
+        let (reach, offloads) = (Reach::Bridge, Offloads::Untouched);
+        Self { clients: 1, backends: 4, reach, mtu: 1500, offloads, far_gro: false }
     }
 }
 
@@ -334,7 +338,7 @@ impl Lab {
     fn finish_devices(&self) -> Result<()> {
         let balancers = |namespace: &Namespace| *namespace == self.balancer;
         let (features, is_meant): (_, fn(bool) -> bool) = match self.layout.offloads {
-            Offloads::Untouched => return Ok(()),
+            Offloads::Untouched => ("", |_| false),
             Offloads::Off => ("tx off sg off tso off gso off gro off", |_| true),
             Offloads::FinishedByBalancer => ("tx off", |is_balancers| is_balancers),
             Offloads::FinishedByHosts => ("tx off", |is_balancers| !is_balancers),
@@ -342,7 +346,28 @@ impl Lab {
         for (namespace, device) in self.devices().into_iter().filter(|(namespace, _)| is_meant(balancers(namespace))) {
             namespace.sh(&format!("ethtool -K {device} {features}"))?;
         }
+        if self.layout.far_gro {
+            for (namespace, device) in self.far_ends() {
+                namespace.sh(&format!("ethtool -K {device} gro on"))?;
+            }
+        }
         Ok(())
+    }
+
+    /// The other ends of the balancer's devices.
+    fn far_ends(&self) -> Vec<(Namespace, &'static str)> {
+        let switch = |role| Namespace::named(self.prefix.namespace(role));
+        let mut ends = match self.clients.as_slice() {
+            [client] => vec![(client.namespace.clone(), "eth0")],
+            [..] => vec![(switch("lan"), "uplink")],
+        };
+        match self.layout.reach {
+            Reach::Routed => ends.push((switch("rack"), "uplink")),
+            Reach::Bridge | Reach::Veths => {
+                ends.extend(self.backends.iter().map(|backend| (backend.namespace.clone(), "eth0")));
+            }
+        }
+        ends
     }
 
     /// Every device of clients, balancer and backends; those of a switch are none of theirs.

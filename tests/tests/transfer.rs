@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         on_root("through a nic at mtu 1500, 20 MB go down and up by each way", || by_each_way(Reach::Routed, 1500)),
         on_root("through a nic at mtu 9000, 20 MB go down and up by each way", || by_each_way(Reach::Routed, 9000)),
         on_root("among an engine's rules, 20 MB go down and up by the ways past the stack", among_an_engines_rules),
+        on_root("by xdp, 20 MB go down and up", by_xdp),
         on_root("from a server on the balancer itself, 20 MB go down and up", from_the_balancer_itself),
     ])
 }
@@ -55,6 +56,23 @@ fn by_each_way(reach: Reach, mtu: u32) -> Result<()> {
         }
     }
     stage.leave()
+}
+
+fn by_xdp() -> Result<()> {
+    for (reach, mtu) in [(Reach::Routed, 1500), (Reach::Routed, 9000), (Reach::Veths, 1500)] {
+        let layout = Layout { reach, mtu, backends: 2, far_gro: true, ..Layout::default() };
+        let mut stage = Stage::set(layout, "xdp-redirect")?;
+        for offloads in offloads(mtu) {
+            stage.lab.set_offloads(*offloads)?;
+            stage.evenkeel.wait_for_way("xdp-redirect")?;
+            stage
+                .transfer_over_both_families()
+                .with_context(|| format!("{reach:?}, mtu {mtu}, offloads {offloads:?}"))?;
+        }
+        eprintln!("{}", String::from_utf8_lossy(&stage.evenkeel.ask(&["status"])?.stdout));
+        stage.leave()?;
+    }
+    Ok(())
 }
 
 fn among_an_engines_rules() -> Result<()> {
