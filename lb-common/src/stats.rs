@@ -35,6 +35,25 @@ pub struct ServiceStats {
     pub unmatched: u64,
 }
 
+/// A record of `EARLY_STATS`, one per device of `DEVICES` and CPU: what became of packets that were ours and came in by it
+/// where XDP looks first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct EarlyStats {
+    /// Packets that XDP sent on.
+    pub sent: u64,
+    /// Packets that it left to traffic control, which sends or counts them.
+    pub left: u64,
+}
+
+impl EarlyStats {
+    /// Both added up, wrapping as the counters themselves do.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self { sent: self.sent.wrapping_add(other.sent), left: self.left.wrapping_add(other.left) }
+    }
+}
+
 impl Traffic {
     /// Both added up, wrapping as the counters themselves do.
     #[must_use]

@@ -9,7 +9,7 @@ use lb_common::{
     reason::Reason,
     reply::{REPLIES_PER_BUCKET, ReplyBucket},
     service::{Frontend, FrontendInfo, Policy, SocketKey},
-    stats::{ServiceStats, Traffic},
+    stats::{EarlyStats, ServiceStats, Traffic},
 };
 use serde::Serialize;
 
@@ -99,6 +99,7 @@ impl Capacity {
             per_cpu_array("BACKEND_HOPS", self.backends, HOP_RECORD, cpus),
             per_cpu_array("CLIENT_HOPS", CLIENT_HOPS, HOP_RECORD, cpus),
             array("DEVICES", DEVICES, size_of::<Device>()),
+            per_cpu_array("EARLY_STATS", DEVICES, size_of::<EarlyStats>(), cpus),
             hash("ENDPOINTS", self.endpoints, size_of::<SocketKey>(), size_of::<Endpoint>(), cpus),
             array("FLOWS", self.flow_buckets, size_of::<flow::Bucket>()),
             array("LOCKS", flow::LOCKS, 64),

@@ -18,7 +18,7 @@ use lb_common::{
     hash::Secret,
     reason::Reason,
     service::{Frontend, FrontendInfo, Policy, SocketKey},
-    stats::{ServiceStats, Traffic},
+    stats::{EarlyStats, ServiceStats, Traffic},
 };
 use lb_ebpf::{
     atomic::Shared,
@@ -75,6 +75,8 @@ static DEVICES: Array<Device> = Array::with_max_entries(DEVICE_COUNT, BPF_F_MMAP
 /// Counts the changes of the network that the controller has seen.
 #[map]
 pub(crate) static NETWORK_VERSION: Array<Shared> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static EARLY_STATS: PerCpuArray<EarlyStats> = PerCpuArray::with_max_entries(DEVICE_COUNT, 0);
 #[map]
 static BACKEND_HOPS: PerCpuArray<HopRecord> = PerCpuArray::with_max_entries(1, 0);
 #[map]
@@ -206,6 +208,15 @@ pub(crate) fn count(reason: Reason) {
 #[inline(always)]
 pub(crate) fn device(place: u32) -> Option<&'static Device> {
     DEVICES.get(place)
+}
+
+/// Counts a packet of ours that came in by the device at `place` and that XDP sent, or left.
+#[inline(always)]
+pub(crate) fn count_early(place: u32, stats: EarlyStats) {
+    if let Some(counters) = EARLY_STATS.get_ptr_mut(place) {
+        // SAFETY: the pointer is to this CPU's value of a map that is never freed while the program runs.
+        unsafe { *counters = (*counters).plus(stats) };
+    }
 }
 
 /// This CPU's record of the hop to a backend.

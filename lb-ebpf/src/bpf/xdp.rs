@@ -11,6 +11,7 @@ use aya_ebpf::{
 use lb_common::{
     device::{Abilities, Device},
     reason::{Action, Reason},
+    stats::EarlyStats,
 };
 use lb_ebpf::{
     packet::{Edit, Link, Packet},
@@ -40,17 +41,24 @@ impl Context for XdpContext {
 #[inline(always)]
 pub(crate) fn send(context: &XdpContext, exit: Exit) -> u32 {
     match exit {
-        // SAFETY: the helper takes numbers only.
-        Exit::Link { ifindex } => match unsafe { bpf_redirect(ifindex, 0) } as u32 {
-            XDP_REDIRECT => XDP_REDIRECT,
-            _ => XDP_DROP,
-        },
+        Exit::Link { ifindex } => {
+            count(context, EarlyStats { sent: 1, left: 0 });
+            // SAFETY: the helper takes numbers only.
+            match unsafe { bpf_redirect(ifindex, 0) } as u32 {
+                XDP_REDIRECT => XDP_REDIRECT,
+                _ => XDP_DROP,
+            }
+        }
         Exit::Later(decided) => {
+            count(context, EarlyStats { sent: 0, left: 1 });
             leave_note(context, decided);
             XDP_PASS
         }
         // Untouched: the TC program comes to the same.
-        Exit::Stack | Exit::Neighbour { .. } | Exit::Peer { .. } => XDP_PASS,
+        Exit::Stack | Exit::Neighbour { .. } | Exit::Peer { .. } => {
+            count(context, EarlyStats { sent: 0, left: 1 });
+            XDP_PASS
+        }
     }
 }
 
@@ -64,6 +72,11 @@ pub(crate) fn refuse(reason: Reason) -> u32 {
             XDP_DROP
         }
     }
+}
+
+#[inline(always)]
+fn count(context: &XdpContext, stats: EarlyStats) {
+    maps::count_early(Device::place(context.ifindex()), stats);
 }
 
 /// Where a driver has no room for a note, the TC program finds a flow again, and a query becomes another choice.

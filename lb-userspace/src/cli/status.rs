@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use lb_common::{limits::LAYOUT_VERSION, reason::Reason};
+use lb_common::{limits::LAYOUT_VERSION, reason::Reason, stats::EarlyStats};
 use serde::Serialize;
 
 use super::{
@@ -54,8 +54,20 @@ struct Report {
     layout: u32,
     #[serde(flatten)]
     state: State,
+    /// What XDP did with packets of ours where it looks first.
+    xdp: Vec<Early>,
     /// Packets that were not balanced, by reason; those that were none of ours are not listed.
     not_balanced: Vec<NotBalanced>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Early {
+    /// The interface that they came in by.
+    interface: String,
+    /// Packets it sent on.
+    sent: u64,
+    /// Packets it left to traffic control, which sends or counts them.
+    left: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -78,7 +90,13 @@ impl Report {
             (packets > 0 && *reason != Reason::NotOurs).then_some(not_balanced)
         };
         let not_balanced = Reason::ALL.iter().filter_map(counted).collect();
-        Self { is_running, pins, layout: LAYOUT_VERSION, state, not_balanced }
+        let looks_first = state.hooks.iter().filter(|hook| hook.xdp.is_some());
+        let early = |hook: &HookState| {
+            let EarlyStats { sent, left } = counters.early.get(&hook.ifindex).copied().unwrap_or_default();
+            Early { interface: hook.interface.clone(), sent, left }
+        };
+        let xdp = looks_first.map(early).collect();
+        Self { is_running, pins, layout: LAYOUT_VERSION, state, xdp, not_balanced }
     }
 }
 
@@ -92,6 +110,7 @@ fn render(report: &Report, now: Moment, paint: Paint) -> String {
     }
     out += &section("Hooks", hooks(report, paint), paint);
     out += &section("Ways", ways(report, paint), paint);
+    out += &section("XDP", early(report, paint), paint);
     out += &section("Not balanced", not_balanced(report, paint), paint);
     out
 }
@@ -201,6 +220,17 @@ fn ways(report: &Report, paint: Paint) -> String {
     table.render("  ", paint)
 }
 
+fn early(report: &Report, paint: Paint) -> String {
+    if report.xdp.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&["INTERFACE", "SENT", "LEFT TO TC"]);
+    for one in &report.xdp {
+        table.row(vec![text(&one.interface), number(grouped(one.sent)), number(grouped(one.left))]);
+    }
+    table.render("  ", paint)
+}
+
 fn not_balanced(report: &Report, paint: Paint) -> String {
     if report.not_balanced.is_empty() {
         return String::new();
@@ -270,6 +300,7 @@ mod tests {
     fn a_running_system_is_shown_from_top_to_bottom() {
         let counters = Counters {
             reasons: [(Reason::NotOurs, 1_000_000), (Reason::NoFlow, 1234), (Reason::Clash, 0)].into(),
+            early: [(3, EarlyStats { sent: 12_345, left: 6 }), (4, EarlyStats { sent: 9, left: 9 })].into(),
             ..Counters::default()
         };
         assert_eq!(
@@ -288,6 +319,10 @@ mod tests {
              \x20 BACKEND   WAY            THROUGH  BACK         WHY\n\
              \x20 10.0.0.2  redirect-peer  v1       v1 tc        port v1 of bridge br0\n\
              \x20 fd00::3   stack          -        eth3 egress  no route leads to it\n\
+             \n\
+             XDP\n\
+             \x20 INTERFACE    SENT  LEFT TO TC\n\
+             \x20 eth3       12_345           6\n\
              \n\
              Not balanced\n\
              \x20 REASON   PACKETS  WHAT IT MEANS\n\

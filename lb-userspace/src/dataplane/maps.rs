@@ -9,13 +9,13 @@ use std::{
 
 use lb_common::{
     backend::{Backend, BackendId, BackendState, Endpoint, Way},
-    device::Device,
+    device::{DEVICES, Device},
     flow,
     limits::SLOTS_PER_CHUNK,
     reason::Reason,
     reply::ReplyBucket,
     service::{Frontend, FrontendId, FrontendInfo, Policy, PolicyId, ServiceId, ServiceWord, SocketKey},
-    stats::{ServiceStats, Traffic},
+    stats::{EarlyStats, ServiceStats, Traffic},
 };
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, transmute};
 
@@ -40,6 +40,7 @@ pub struct Maps {
     traffic: Called<Map>,
     service_stats: Called<Map>,
     reasons: Called<Map>,
+    early_stats: Called<Map>,
     services: Called<Mapping>,
     policies: Called<Mapping>,
     slots: Called<Mapping>,
@@ -97,6 +98,7 @@ impl Maps {
             traffic: open("TRAFFIC")?,
             service_stats: open("SERVICE_STATS")?,
             reasons: open("REASONS")?,
+            early_stats: open("EARLY_STATS")?,
             services: map("SERVICES", size_of::<u64>())?,
             policies: map("POLICIES", size_of::<Policy>())?,
             slots: map("SLOTS", SLOTS_PER_CHUNK as usize * size_of::<u64>())?,
@@ -158,6 +160,11 @@ impl Maps {
             let count = self.active.it.entry(id.0).map_or(0, |words| words[0].load(Ordering::Relaxed));
             counters.active.insert(id, count);
         }
+        self.early_stats.sums(0, DEVICES - 1, EarlyStats::plus, |place, sum| {
+            if let Some(device) = self.device(place) {
+                counters.early.insert(device.ifindex, sum);
+            }
+        })?;
         Ok(counters)
     }
 
@@ -351,6 +358,12 @@ impl Maps {
 
     pub(super) fn clear_frontend_info(&self, id: FrontendId) -> Result<(), DataplaneError> {
         self.write_frontend_infos(&[id.0], &[FrontendInfo::new_zeroed()])
+    }
+
+    /// The device at a place, if there is one.
+    fn device(&self, place: u32) -> Option<Device> {
+        let device: Device = transmute!(load::<2>(self.devices.it.entry(place)?));
+        (device.ifindex != 0).then_some(device)
     }
 
     /// Makes the devices these, each at its place. One that is another than before is none while it is written.

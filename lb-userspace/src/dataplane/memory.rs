@@ -146,6 +146,7 @@ impl Dataplane for Memory {
             active: self.tables.backends.keys().map(|id| (*id, 0)).collect(),
             services: self.tables.services.keys().map(|id| (*id, ServiceStats::default())).collect(),
             reasons: Reason::ALL.iter().map(|reason| (*reason, 0)).collect(),
+            early: BTreeMap::new(),
         })
     }
 

@@ -10,7 +10,7 @@ use lb_common::{
     device::Device,
     reason::Reason,
     service::{FrontendId, ServiceId},
-    stats::{ServiceStats, Traffic},
+    stats::{EarlyStats, ServiceStats, Traffic},
 };
 
 use crate::plan::{change::Change, tables::Tables};
@@ -72,6 +72,8 @@ pub struct Counters {
     pub services: BTreeMap<ServiceId, ServiceStats>,
     /// Packets not forwarded.
     pub reasons: BTreeMap<Reason, u64>,
+    /// What XDP did, by the interface that packets came in by.
+    pub early: BTreeMap<u32, EarlyStats>,
 }
 
 /// Ids that entries of the packet path's own tables still name; they may not be given to anything else yet.
