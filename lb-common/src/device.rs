@@ -5,8 +5,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Records of `DEVICES`, a power of two. A device lies at its number modulo this; of two that fall together one has none.
 pub const DEVICES: u32 = 4096;
 
-/// Records of `CLIENT_HOPS` on each CPU, a power of two.
-pub const CLIENT_HOPS: u32 = 4096;
+/// Records of `CLIENT_HOPS` and of `BACKEND_HOPS` on each CPU, a power of two.
+pub const HOPS: u32 = 4096;
 
 /// Bytes of a record of `CLIENT_HOPS` and of `BACKEND_HOPS`, a cache line. What is in it is the packet path's own affair.
 pub const HOP_RECORD: usize = 64;

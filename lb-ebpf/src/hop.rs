@@ -6,7 +6,7 @@
 use lb_common::{
     addr::Addr,
     backend::BackendId,
-    device::{Abilities, HOP_RECORD},
+    device::{Abilities, HOP_RECORD, HOPS},
     flow::Tick,
     service::FrontendId,
 };
@@ -43,7 +43,8 @@ pub struct Hop {
 /// What the routes say where they name no hop.
 #[inline(always)]
 pub fn to_backend<K: Kernel>(kernel: &K, backend: BackendId, query: &RouteQuery, is_early: bool) -> Result<Hop, Route> {
-    let record = kernel.backend_hop(backend).ok_or(Route::None)?;
+    // Ids lie close together, so that few backends share a record while there are no more than records.
+    let record = kernel.backend_hop(backend.0 & (HOPS - 1)).ok_or(Route::None)?;
     find(kernel, record, Key::new(&query.destination, query.through, 0), query, is_early)
 }
 
@@ -93,7 +94,7 @@ impl Key {
     fn place(self) -> u32 {
         // 2⁶⁴ over the golden ratio spreads rows of addresses (Knuth, The Art of Computer Programming, 6.4).
         let sum = (self.first ^ self.second.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (sum >> 52) as u32
+        (sum >> (u64::BITS - HOPS.ilog2())) as u32
     }
 }
 

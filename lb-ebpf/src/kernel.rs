@@ -88,8 +88,8 @@ pub trait Kernel {
     fn abilities(&self, ifindex: u32) -> Abilities;
     /// Counts the changes of the network that the controller has seen.
     fn network_version(&self) -> u32;
-    /// This CPU's record of the hop to a backend.
-    fn backend_hop(&self, id: BackendId) -> Option<&HopRecord>;
+    /// One of this CPU's records of hops to backends.
+    fn backend_hop(&self, place: u32) -> Option<&HopRecord>;
     /// One of this CPU's records of hops to clients.
     fn client_hop(&self, place: u32) -> Option<&HopRecord>;
     /// Keeps what fits where the packet at hand does not, for the answer to its sender.

@@ -311,16 +311,21 @@ fn send<P: Packet, K: Kernel>(
 ) -> Result<Exit, Reason> {
     let backend = kernel.backend(backend_id).ok_or(Reason::Inconsistent)?;
     let leaving = match Way::from_word(backend.way) {
-        Way::Stack => Leaving::by(Exit::Stack),
-        // Nothing is lost in a veth for want of room: who is behind it takes what came in here.
+        // Who is behind a veth takes whatever came in here.
         Way::Peer { ifindex } => Leaving::by(Exit::Peer { ifindex }),
-        Way::Neighbour { ifindex } => {
+        way @ (Way::Neighbour { .. } | Way::Stack) => {
+            // Through the stack the routes choose.
+            let through = if let Way::Neighbour { ifindex } = way { ifindex } else { 0 };
             let (source, destination) = (parsed.source, backend.key.address);
-            let query = RouteQuery { family: parsed.family, source, destination, through: ifindex };
-            match hop::to_backend(kernel, backend_id, &query, P::IS_EARLY) {
-                Ok(hop) => Leaving::to(hop),
+            let query = RouteQuery { family: parsed.family, source, destination, through };
+            let hop = hop::to_backend(kernel, backend_id, &query, P::IS_EARLY);
+            match (way, hop) {
+                (Way::Neighbour { .. }, Ok(hop)) => Leaving::to(hop),
                 // Where the routes say nothing, as on a host that does not forward, the kernel still knows the neighbour.
-                Err(_) => Leaving::by(Exit::Neighbour { ifindex }),
+                (Way::Neighbour { ifindex }, Err(_)) => Leaving::by(Exit::Neighbour { ifindex }),
+                // The stack would show the sender what it never sent, were the packet too big.
+                (_, Ok(hop)) => Leaving { mtu: hop.mtu, ..Leaving::by(Exit::Stack) },
+                (_, Err(_)) => Leaving::by(Exit::Stack),
             }
         }
     };

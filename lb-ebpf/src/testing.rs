@@ -337,8 +337,8 @@ impl Kernel for Cpu<'_> {
         self.maps.network_version.load() as u32
     }
 
-    fn backend_hop(&self, id: BackendId) -> Option<&HopRecord> {
-        self.hops.get(id.0 as usize % HOPS)
+    fn backend_hop(&self, place: u32) -> Option<&HopRecord> {
+        self.hops.get(place as usize % HOPS)
     }
 
     fn client_hop(&self, place: u32) -> Option<&HopRecord> {

@@ -2,7 +2,7 @@
 
 use lb_common::{
     backend::{Backend, Endpoint},
-    device::{CLIENT_HOPS, DEVICES, Device, HOP_RECORD},
+    device::{DEVICES, Device, HOP_RECORD, HOPS},
     flow,
     fragment::{FragmentKey, FragmentRecord},
     limits::SLOTS_PER_CHUNK,
@@ -29,7 +29,7 @@ pub struct Capacity {
     pub policies: u32,
     /// Values of `SLOTS`.
     pub slot_chunks: u32,
-    /// `BACKENDS`, `BACKEND_HOPS`, `ACTIVE` and `TRAFFIC`: twice the limit, for those that were removed and that flows still name.
+    /// `BACKENDS`, `ACTIVE` and `TRAFFIC`: twice the limit, for those that were removed and that flows still name.
     pub backends: u32,
     /// `ENDPOINTS`.
     pub endpoints: u32,
@@ -96,8 +96,8 @@ impl Capacity {
             array("SLOTS", self.slot_chunks, SLOTS_PER_CHUNK as usize * size_of::<u64>()),
             array("CURSORS", self.services, size_of::<[u64; 8]>()),
             array("BACKENDS", self.backends, size_of::<Backend>()),
-            per_cpu_array("BACKEND_HOPS", self.backends, HOP_RECORD, cpus),
-            per_cpu_array("CLIENT_HOPS", CLIENT_HOPS, HOP_RECORD, cpus),
+            per_cpu_array("BACKEND_HOPS", HOPS, HOP_RECORD, cpus),
+            per_cpu_array("CLIENT_HOPS", HOPS, HOP_RECORD, cpus),
             array("DEVICES", DEVICES, size_of::<Device>()),
             per_cpu_array("EARLY_STATS", DEVICES, size_of::<EarlyStats>(), cpus),
             hash("ENDPOINTS", self.endpoints, size_of::<SocketKey>(), size_of::<Endpoint>(), cpus),

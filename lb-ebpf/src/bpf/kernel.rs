@@ -244,8 +244,8 @@ impl<C: Context> Kernel for BpfKernel<'_, C> {
     }
 
     #[inline(always)]
-    fn backend_hop(&self, id: BackendId) -> Option<&HopRecord> {
-        maps::backend_hop(id.0)
+    fn backend_hop(&self, place: u32) -> Option<&HopRecord> {
+        maps::backend_hop(place)
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     backend::{Backend, Endpoint},
-    device::{CLIENT_HOPS as CLIENT_HOP_COUNT, DEVICES as DEVICE_COUNT, Device},
+    device::{DEVICES as DEVICE_COUNT, Device, HOPS},
     flow::LOCKS as LOCK_COUNT,
     fragment::{FragmentKey, FragmentRecord},
     hash::Secret,
@@ -78,9 +78,9 @@ pub(crate) static NETWORK_VERSION: Array<Shared> = Array::with_max_entries(1, BP
 #[map]
 static EARLY_STATS: PerCpuArray<EarlyStats> = PerCpuArray::with_max_entries(DEVICE_COUNT, 0);
 #[map]
-static BACKEND_HOPS: PerCpuArray<HopRecord> = PerCpuArray::with_max_entries(1, 0);
+static BACKEND_HOPS: PerCpuArray<HopRecord> = PerCpuArray::with_max_entries(HOPS, 0);
 #[map]
-static CLIENT_HOPS: PerCpuArray<HopRecord> = PerCpuArray::with_max_entries(CLIENT_HOP_COUNT, 0);
+static CLIENT_HOPS: PerCpuArray<HopRecord> = PerCpuArray::with_max_entries(HOPS, 0);
 /// What programs of the TC hook go on in. A program array takes programs of one type.
 #[map]
 static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(2, 0);
@@ -219,11 +219,11 @@ pub(crate) fn count_early(place: u32, stats: EarlyStats) {
     }
 }
 
-/// This CPU's record of the hop to a backend.
+/// One of this CPU's records of hops to backends.
 #[inline(always)]
-pub(crate) fn backend_hop(id: u32) -> Option<&'static HopRecord> {
+pub(crate) fn backend_hop(place: u32) -> Option<&'static HopRecord> {
     // SAFETY: the pointer is to this CPU's value of a map that is never freed while the program runs.
-    BACKEND_HOPS.get_ptr(id).map(|record| unsafe { &*record })
+    BACKEND_HOPS.get_ptr(place).map(|record| unsafe { &*record })
 }
 
 /// One of this CPU's records of hops to clients.

@@ -1,4 +1,4 @@
-use lb_common::{addr::Family, device::CLIENT_HOPS};
+use lb_common::{addr::Family, device::HOPS};
 
 use super::*;
 use crate::testing::{Cpu, Maps};
@@ -102,5 +102,5 @@ fn neighbouring_clients_have_records_of_their_own() {
     let places: std::collections::BTreeSet<u32> =
         (0..=255).map(|last| Key::new(&query([10, 0, 0, last]).destination, 1, 1).place()).collect();
     assert!(places.len() > 220, "{}", places.len());
-    assert!(places.iter().all(|place| *place < CLIENT_HOPS));
+    assert!(places.iter().all(|place| *place < HOPS));
 }

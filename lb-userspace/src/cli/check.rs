@@ -310,7 +310,7 @@ Look at this
 
 "
         );
-        assert!(memory.starts_with("  31.7 MiB with 2 possible CPUs\n  MAP"), "{memory}");
+        assert!(memory.starts_with("  31.4 MiB with 2 possible CPUs\n  MAP"), "{memory}");
         assert!(memory.contains("\n  FLOWS           65_536   20.0 MiB\n"), "{memory}");
     }
 

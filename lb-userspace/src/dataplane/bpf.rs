@@ -489,7 +489,6 @@ fn entries(capacity: &Capacity) -> BTreeMap<&'static str, u32> {
         ("POLICIES", capacity.policies),
         ("SLOTS", capacity.slot_chunks),
         ("BACKENDS", capacity.backends),
-        ("BACKEND_HOPS", capacity.backends),
         ("ACTIVE", capacity.backends),
         ("TRAFFIC", capacity.backends),
         ("ENDPOINTS", capacity.endpoints),

@@ -160,6 +160,9 @@ pub async fn run(options: &Options) -> Result<(), RunError> {
                 network = Network::open()?;
             }
         }
+        if event == Event::Network {
+            world.notice(&view);
+        }
         world.follow(&view);
         if event == Event::Sweep {
             world.look_after_hooks(&view);

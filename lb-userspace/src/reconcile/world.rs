@@ -12,6 +12,7 @@ use std::{
 
 use lb_common::{
     backend::{BackendId, BackendState, Way},
+    device::Device,
     service::{FrontendId, ServiceId},
 };
 use tracing::{debug, error, info, warn};
@@ -228,7 +229,7 @@ impl<D: Dataplane> World<D> {
         }
         if target == self.target && !self.has_failed_hooks && !self.is_half_done {
             if *view != self.told {
-                self.tell(view, &target.hooks);
+                self.tell(view, &early::devices(view, &target.hooks));
             }
             return;
         }
@@ -303,7 +304,7 @@ impl<D: Dataplane> World<D> {
     ) -> Result<(), RunError> {
         let started = Instant::now();
         self.hooks.retain(|ifindex, _| view.links.contains_key(ifindex));
-        self.tell(view, &target.hooks);
+        self.tell(view, &early::devices(view, &target.hooks));
         let mut unhooked = self.take_replies(&target)?;
         if target.avoid(view, &unhooked.ingress) {
             unhooked = self.take_replies(&target)?;
@@ -353,9 +354,15 @@ impl<D: Dataplane> World<D> {
         Ok(())
     }
 
-    /// Tells the packet path of the network, for which these hooks are wanted.
-    fn tell(&mut self, view: &View, hooks: &BTreeMap<u32, Hooks>) {
-        self.dataplane.follow_network(&early::devices(view, hooks));
+    /// Has the packet path ask anew for what it keeps of the network: routes to clients may have changed, of which no view
+    /// tells.
+    pub(super) fn notice(&mut self, view: &View) {
+        self.tell(view, &early::devices(view, &self.target.hooks));
+    }
+
+    /// Tells the packet path of the network, in which it is to know these devices.
+    fn tell(&mut self, view: &View, devices: &BTreeMap<u32, Device>) {
+        self.dataplane.follow_network(devices);
         self.told.clone_from(view);
     }
 

@@ -444,9 +444,9 @@ fn what_is_over_the_limits_is_told_with_the_memory_it_would_take() {
     check(
         &format!("[limits]\nservices = 1\nbackends = 3\n{}", dns("backends = [\"10.0.0.2\", \"10.0.0.3\"]")),
         "evenkeel.toml:2:12: 2 services (one for each family, protocol and port) are more than limits.services = 1; \
-         raise it to 2 or more (27.8 MiB of memory for all maps)\n\
+         raise it to 2 or more (28.5 MiB of memory for all maps)\n\
          evenkeel.toml:3:12: 4 backends (counted in each service) are more than limits.backends = 3; \
-         raise it to 4 or more (27.8 MiB of memory for all maps)",
+         raise it to 4 or more (28.5 MiB of memory for all maps)",
     );
     check(
         &format!("[limits]\nflows = 100_000_000\nreplies = 0\n{}", dns("backends = [\"10.0.0.2\"]")),
@@ -468,8 +468,8 @@ fn what_is_over_the_limits_is_told_with_the_memory_it_would_take() {
 fn what_can_never_be_is_told_with_the_memory_it_would_take_and_with_what_can() {
     check(
         &format!("[limits]\nservices = 70000\n{}", dns("backends = [\"10.0.0.2\"]")),
-        "evenkeel.toml:2:12: limits.services = 70000 is out of range and would take 91.2 MiB of memory for all \
-         maps; write 1 to 65536, which takes 83.9 MiB",
+        "evenkeel.toml:2:12: limits.services = 70000 is out of range and would take 90.9 MiB of memory for all \
+         maps; write 1 to 65536, which takes 83.5 MiB",
     );
     let listens: String = (1..=32_769)
         .map(|port| format!("{{ address = \"192.0.2.53\", port = {port}, protocols = [\"udp\", \"tcp\"] }},\n"))
@@ -479,7 +479,7 @@ fn what_can_never_be_is_told_with_the_memory_it_would_take_and_with_what_can() {
             "[limits]\nservices = 65536\nbackends = 262144\n[[service]]\nname = \"dns\"\n\
              backends = [\"10.0.0.2:53000\"]\nlisten = [\n{listens}]"
         ),
-        "evenkeel.toml:2:12: 65538 services (one for each family, protocol and port) would take 228.2 MiB of memory \
+        "evenkeel.toml:2:12: 65538 services (one for each family, protocol and port) would take 229.5 MiB of memory \
          for all maps and are more than the 65536 that there can be; configure at most 65536",
     );
 }
@@ -493,7 +493,7 @@ fn more_than_one_service_of_many_slots_needs_a_larger_limit() {
     check(
         &format!("{}\nselector = \"random\"", dns(&format!("backends = [{listed}]"))),
         "evenkeel.toml:1:1: 2097152 words of slots are more than limits.slots = 524288; \
-         raise it to 2097152 or more (43.7 MiB of memory for all maps)",
+         raise it to 2097152 or more (43.4 MiB of memory for all maps)",
     );
 }
 
