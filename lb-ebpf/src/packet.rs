@@ -20,9 +20,8 @@ pub trait Packet {
     /// Packets on the wire this stands for: more than one when a device or the stack merged segments.
     fn segments(&self) -> u64;
 
-    /// Bytes of the largest packet on the wire that this stands for, from the IP header on; `headers` are those that each
-    /// of them has.
-    fn largest(&self, headers: usize) -> usize;
+    /// Bytes of the largest packet on the wire that this stands for, from the IP header on.
+    fn largest(&self, parsed: &Parsed) -> usize;
 
     /// Whether it can be rewritten here and be handed to a device with these abilities.
     fn can_be_handed(&self, parsed: &Parsed, device: Abilities) -> bool;

@@ -34,6 +34,8 @@ pub struct Parsed {
     /// What a datagram's fragments share. Always set, and not part of [`Fragment`]: the verifier takes each look at a
     /// packet's kind for a new one, and would see the number of a whole datagram read that no one has set.
     pub identification: u32,
+    /// Bytes from the IP header to the packet's end, the link's padding included.
+    pub length: u32,
     /// Means nothing in a later fragment, nor does anything that follows.
     transport_offset: u32,
     /// Bytes of the transport header with all that comes after it.
@@ -127,20 +129,23 @@ pub fn parse(packet: &impl Packet) -> Result<Parsed, Reason> {
 
 #[inline(always)]
 fn parse_ipv4(packet: &impl Packet) -> Result<Parsed, Reason> {
-    let (header, end): (Ipv4, usize) = sound_header(packet)?;
+    let (header, length, end): (Ipv4, usize, usize) = sound_header(packet)?;
     let identification = header.identification() as u32;
     let fragment = match (header.is_later_fragment(), header.has_more_fragments()) {
         (true, _) => Fragment::Later,
         (false, true) => Fragment::First,
         (false, false) => Fragment::Whole,
     };
-    let parsed = before_transport(Family::V4, &header, header.protocol(), fragment, identification);
+    let parsed = Parsed {
+        length: length as u32,
+        ..before_transport(Family::V4, &header, header.protocol(), fragment, identification)
+    };
     parse_transport(packet, parsed, IP_OFFSET + header.length(), end)
 }
 
 #[inline(always)]
 fn parse_ipv6(packet: &impl Packet) -> Result<Parsed, Reason> {
-    let (header, end): (Ipv6, usize) = sound_header(packet)?;
+    let (header, length, end): (Ipv6, usize, usize) = sound_header(packet)?;
     if header.source().is_v4() || header.destination().is_v4() {
         // A mapped address stands for one of IPv4 in our maps, and never in a packet (RFC 4038, section 4.2).
         return Err(Reason::Malformed);
@@ -176,7 +181,8 @@ fn parse_ipv6(packet: &impl Packet) -> Result<Parsed, Reason> {
             offset += extension.length();
         }
     }
-    let parsed = before_transport(Family::V6, &header, protocol, fragment, identification);
+    let parsed =
+        Parsed { length: length as u32, ..before_transport(Family::V6, &header, protocol, fragment, identification) };
     if follows(protocol) != Follows::Content {
         // Of a datagram's fragments only the first tells what is behind its options.
         return if fragment == Fragment::Later { Ok(parsed) } else { Err(Reason::ExtensionHeaders) };
@@ -184,12 +190,15 @@ fn parse_ipv6(packet: &impl Packet) -> Result<Parsed, Reason> {
     parse_transport(packet, parsed, offset, end)
 }
 
-/// The header, and where what is inside ends.
+/// The header, the bytes from it to the packet's end, and where what is inside ends.
 #[inline(always)]
-fn sound_header<I: IpHeader>(packet: &impl Packet) -> Result<(I, usize), Reason> {
+fn sound_header<I: IpHeader>(packet: &impl Packet) -> Result<(I, usize, usize), Reason> {
     let header: I = packet.read(IP_OFFSET).ok_or(Reason::Truncated)?;
     let available = packet.length().wrapping_sub(IP_OFFSET);
-    if header.is_sound(available) { Ok((header, IP_OFFSET + header.total(available))) } else { Err(Reason::Malformed) }
+    if !header.is_sound(available) {
+        return Err(Reason::Malformed);
+    }
+    Ok((header, available, IP_OFFSET + header.total(available)))
 }
 
 #[inline(always)]
@@ -208,6 +217,7 @@ fn before_transport(
         protocol,
         fragment,
         identification,
+        length: 0,
         transport_offset: 0,
         transport_length: 0,
         transport_header: 0,

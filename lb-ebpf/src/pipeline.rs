@@ -29,7 +29,6 @@ use crate::{
     parse::{Fragment, Parsed},
     reply::{self, Asked},
     select::{Chooser, TRIES, Ticket},
-    wire::Ethernet,
 };
 
 /// What is to be done with a packet that is balanced.
@@ -339,7 +338,8 @@ fn send<P: Packet, K: Kernel>(
     }
     check_size(packet, kernel, parsed, &leaving)?;
     fragment::remember(kernel, parsed, FragmentRecord::FORWARD, frontend, backend_id);
-    let traffic = Traffic { choices, packets_in: packet.segments(), bytes_in: ip_bytes(packet), ..Traffic::default() };
+    let traffic =
+        Traffic { choices, packets_in: packet.segments(), bytes_in: parsed.length as u64, ..Traffic::default() };
     leaving.set_link(packet)?;
     packet.rewrite(&edit(parsed, Side::Destination, &backend.key, is_hop))?;
     kernel.count_traffic(backend_id, &traffic);
@@ -379,7 +379,7 @@ fn send_back<P: Packet, K: Kernel>(
     }
     check_size(packet, kernel, parsed, &leaving)?;
     fragment::remember(kernel, parsed, FragmentRecord::REPLY, frontend, backend);
-    let traffic = Traffic { packets_out: packet.segments(), bytes_out: ip_bytes(packet), ..Traffic::default() };
+    let traffic = Traffic { packets_out: packet.segments(), bytes_out: parsed.length as u64, ..Traffic::default() };
     leaving.set_link(packet)?;
     packet.rewrite(&edit(parsed, Side::Source, asked, is_hop))?;
     kernel.count_traffic(backend, &traffic);
@@ -425,7 +425,7 @@ impl Leaving {
 
     #[inline(always)]
     fn fits(&self, packet: &impl Packet, parsed: &Parsed) -> bool {
-        packet.largest(parsed.headers()) <= self.mtu as usize
+        packet.largest(parsed) <= self.mtu as usize
     }
 
     #[inline(always)]
@@ -514,11 +514,6 @@ fn sender(parsed: &Parsed) -> Client {
 #[inline(always)]
 fn receiver(parsed: &Parsed) -> Client {
     Client { address: parsed.destination, port: parsed.destination_port, protocol: parsed.protocol }
-}
-
-#[inline(always)]
-fn ip_bytes(packet: &impl Packet) -> u64 {
-    (packet.length() - Ethernet::LENGTH) as u64
 }
 
 #[cfg(test)]

@@ -27,7 +27,6 @@ use crate::{
     packet::{Edit, Link, Packet},
     parse::Parsed,
     rewrite::{self, Bytes},
-    wire::Ethernet,
 };
 
 #[cfg(test)]
@@ -389,8 +388,8 @@ impl Packet for MemoryPacket {
         self.bytes.starts_with(&DEVICE)
     }
 
-    fn largest(&self, _headers: usize) -> usize {
-        self.bytes.len() - Ethernet::LENGTH
+    fn largest(&self, parsed: &Parsed) -> usize {
+        parsed.length as usize
     }
 
     fn can_be_handed(&self, _parsed: &Parsed, _device: Abilities) -> bool {
@@ -425,8 +424,8 @@ impl Packet for EarlyPacket {
         self.0.segments()
     }
 
-    fn largest(&self, headers: usize) -> usize {
-        self.0.largest(headers)
+    fn largest(&self, parsed: &Parsed) -> usize {
+        self.0.largest(parsed)
     }
 
     fn can_be_handed(&self, parsed: &Parsed, device: Abilities) -> bool {

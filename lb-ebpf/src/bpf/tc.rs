@@ -23,9 +23,7 @@ use lb_ebpf::{
     parse::{IP_OFFSET, Parsed},
     pipeline::{Decided, Exit},
     rewrite::address_offset,
-    wire::{
-        DESTINATION_PORT_OFFSET, Ethernet, IpHeader, Ipv4, Ipv6, SOURCE_PORT_OFFSET, checksum::Sum, checksum_offset,
-    },
+    wire::{DESTINATION_PORT_OFFSET, IpHeader, Ipv4, Ipv6, SOURCE_PORT_OFFSET, checksum::Sum, checksum_offset},
 };
 use zerocopy::FromBytes;
 
@@ -231,10 +229,10 @@ impl Packet for TcPacket<'_> {
     }
 
     #[inline(always)]
-    fn largest(&self, headers: usize) -> usize {
+    fn largest(&self, parsed: &Parsed) -> usize {
         // SAFETY: the context's pointer is valid while the program runs.
         let segment = unsafe { (*self.context.skb.skb).gso_size };
-        if segment == 0 { self.length() - Ethernet::LENGTH } else { headers + segment as usize }
+        if segment == 0 { parsed.length as usize } else { parsed.headers() + segment as usize }
     }
 
     #[inline(always)]

@@ -15,10 +15,9 @@ use lb_common::{
 };
 use lb_ebpf::{
     packet::{Edit, Link, Packet},
-    parse::Parsed,
+    parse::{IP_OFFSET, Parsed},
     pipeline::{Decided, Exit},
     rewrite::{self, Bytes},
-    wire::Ethernet,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -149,14 +148,14 @@ impl Packet for XdpPacket<'_> {
     }
 
     #[inline(always)]
-    fn largest(&self, _headers: usize) -> usize {
+    fn largest(&self, parsed: &Parsed) -> usize {
         // What was merged is longer than any link takes, and is left to the TC program, which knows how it is parted.
-        self.length() - Ethernet::LENGTH
+        parsed.length as usize
     }
 
     #[inline(always)]
     fn can_be_handed(&self, parsed: &Parsed, device: Abilities) -> bool {
-        let is_in_pieces = self.length() > self.context.data_end() - self.context.data();
+        let is_in_pieces = IP_OFFSET + parsed.length as usize > self.context.data_end() - self.context.data();
         let needed = if is_in_pieces { Abilities::SENDS.with(Abilities::SENDS_PIECES) } else { Abilities::SENDS };
         device.has(needed) && !rewrite::is_unfinished(self, parsed)
     }
