@@ -147,6 +147,10 @@ fn ask<K: Kernel>(kernel: &K, query: &RouteQuery) -> Result<Hop, Route> {
         Route::Resolve { ifindex } => (ifindex, Link::default(), u32::MAX, false),
         none => return Err(none),
     };
+    if query.through != 0 && query.through != ifindex {
+        // For IPv6 the kernel takes the device that is asked for as a wish.
+        return Err(Route::None);
+    }
     Ok(Hop { ifindex, mtu, is_resolved, is_reminder: false, link, abilities: kernel.abilities(ifindex) })
 }
 

@@ -98,6 +98,16 @@ fn an_address_that_the_kernel_has_still_to_learn_is_asked_for_each_time() {
 }
 
 #[test]
+fn another_device_than_was_asked_for_is_no_hop() {
+    let mut maps = maps();
+    maps.route_to_backends = Route::Link { ifindex: 7, link: link(1), mtu: MTU };
+    let cpu = Cpu::new(&maps, 1);
+    let through = |through| RouteQuery { through, ..query([10, 0, 0, 1]) };
+    assert_eq!(to_backend(&cpu, BackendId(1), &through(8), false), Err(Route::None));
+    assert_eq!(to_backend(&cpu, BackendId(1), &through(7), false).map(|hop| hop.ifindex), Ok(7));
+}
+
+#[test]
 fn neighbouring_clients_have_records_of_their_own() {
     let places: std::collections::BTreeSet<u32> =
         (0..=255).map(|last| Key::new(&query([10, 0, 0, last]).destination, 1, 1).place()).collect();
