@@ -415,7 +415,7 @@ fn put_link_by(
     program: Program,
     attach: impl FnOnce(BorrowedFd<'_>) -> io::Result<OwnedFd>,
 ) -> io::Result<Outcome> {
-    let program = bpf.program(program);
+    let program = bpf.program(program)?;
     let path = link_pin(bpf.pins(), place);
     if let Some((link, state)) = open_link(&path)? {
         if state.ifindex == Some(place.ifindex) {
@@ -455,7 +455,7 @@ fn open_link(path: &Path) -> io::Result<Option<(OwnedFd, LinkState)>> {
 
 fn put_filter(bpf: &Bpf, place: Place, program: Program) -> io::Result<Outcome> {
     let (pin, mark) = (filter_pin(bpf.pins(), place), qdisc_mark(bpf.pins(), place.ifindex));
-    let loaded = bpf.program(program);
+    let loaded = bpf.program(program)?;
     let ours = our_filter(place)?;
     if ours.is_none() && pin.exists() {
         // What the pins speak of is gone, and the number was given to another interface.

@@ -2,6 +2,7 @@
 //! Only this module holds what aya loads.
 
 use std::{
+    cell::OnceCell,
     collections::BTreeMap,
     fs, io,
     os::fd::{AsFd as _, BorrowedFd},
@@ -149,13 +150,32 @@ impl Program {
     }
 }
 
-/// Programs reached by tail call, in the order of their places in each of [`PROGRAMS`].
-const TAILS: [&[&str]; 2] = [&["begin_flow", "query"], &["xdp_begin_flow", "xdp_query"]];
+/// The programs of one hook, which are loaded together.
+#[derive(Clone, Copy, Debug)]
+struct Family {
+    is_early: bool,
+    /// Their program array.
+    array: &'static str,
+    /// Those reached by tail call, in the order of their places in it.
+    tails: &'static [&'static str],
+    /// Others that are attached nowhere.
+    others: &'static [&'static str],
+}
 
-/// The names of all programs that are loaded.
-fn loaded_programs() -> impl Iterator<Item = &'static str> {
-    let tails = TAILS.into_iter().flatten().copied();
-    Program::ALL.into_iter().map(Program::name).chain(tails).chain([READ_JIFFIES])
+/// Those of traffic control.
+const OF_TC: Family =
+    Family { is_early: false, array: PROGRAMS[0], tails: &["begin_flow", "query"], others: &[READ_JIFFIES] };
+
+/// Those of XDP.
+const OF_XDP: Family =
+    Family { is_early: true, array: PROGRAMS[1], tails: &["xdp_begin_flow", "xdp_query"], others: &[] };
+
+impl Family {
+    /// The names of its programs.
+    fn names(self) -> impl Iterator<Item = &'static str> {
+        let attached = Program::ALL.into_iter().filter(move |program| program.is_early() == self.is_early);
+        attached.map(Program::name).chain(self.tails.iter().copied()).chain(self.others.iter().copied())
+    }
 }
 
 /// The data path in the kernel, owned: no other controller has it.
@@ -163,8 +183,10 @@ fn loaded_programs() -> impl Iterator<Item = &'static str> {
 pub struct Bpf {
     maps: Maps,
     ebpf: Ebpf,
-    pins: Pins,
-    generation: u64,
+    /// The programs of XDP, from when they are first asked for: few hosts want them, and the kernel takes as long for them
+    /// as for all others.
+    early: OnceCell<Ebpf>,
+    loading: Loading,
     ticks: Ticks,
     grace: Grace,
     /// When backends of per-packet services were first seen removed: their answers may be late, and no table names them.
@@ -196,16 +218,17 @@ impl Bpf {
             None => Settings::draw().map_err(|source| OpenError::Io { what: "a random secret", source })?,
         };
         let generation = pins.generations()?.last().map_or(1, |last| last + 1);
-        let loaded = load(options, &shapes, &settings, generation).and_then(|ebpf| {
+        let loading = Loading { options: options.clone(), shapes, settings, generation };
+        let loaded = loading.load(OF_TC).and_then(|ebpf| {
             if adopted.is_none() {
-                pins.write_settings(&settings)?;
+                pins.write_settings(&loading.settings)?;
             }
             Ok(ebpf)
         });
         let ebpf = match loaded {
             Ok(ebpf) => ebpf,
             Err(error) => {
-                undo(options, &shapes, adopted.is_none(), generation);
+                loading.undo(adopted.is_none());
                 return Err(error);
             }
         };
@@ -213,9 +236,9 @@ impl Bpf {
         let bpf = Self {
             maps: Maps::open(pins, Access::Write)?,
             ebpf,
-            pins: pins.clone(),
-            generation,
-            ticks: Ticks::new(settings.jiffies_per_second),
+            early: OnceCell::new(),
+            ticks: Ticks::new(loading.settings.jiffies_per_second),
+            loading,
             grace,
             gone_since: BTreeMap::new(),
             _lock: lock,
@@ -230,7 +253,7 @@ impl Bpf {
 
     /// The pins.
     pub fn pins(&self) -> &Pins {
-        &self.pins
+        &self.loading.options.pins
     }
 
     /// Evicts as [`Dataplane::sweep`] does and tells how much.
@@ -288,9 +311,9 @@ impl Bpf {
                 operation: format!("describe {name}"),
                 source: io::Error::other(whole(&error)),
             };
-            self.loaded(name).info().map(|info| (name, info.verified_instruction_count())).map_err(refused)
+            self.loaded(name)?.info().map(|info| (name, info.verified_instruction_count())).map_err(refused)
         };
-        loaded_programs().map(of).collect()
+        [OF_TC, OF_XDP].into_iter().flat_map(Family::names).map(of).collect()
     }
 
     /// Waits until no packet is under way that saw anything of before.
@@ -302,20 +325,30 @@ impl Bpf {
     }
 
     /// A loaded program, to attach.
-    pub(super) fn program(&self, program: Program) -> BorrowedFd<'_> {
-        self.loaded(program.name()).fd().expect("`load` has loaded this program").as_fd()
+    ///
+    /// # Errors
+    /// When it is one of XDP, which were not loaded yet, and the kernel refuses them.
+    pub(super) fn program(&self, program: Program) -> io::Result<BorrowedFd<'_>> {
+        let loaded = self.loaded(program.name()).map_err(io::Error::other)?;
+        Ok(loaded.fd().expect("it was loaded with its family").as_fd())
     }
 
     /// Forgets the program arrays of earlier loadings: their entries go, so no packet may be under way in their
     /// programs, and none of those attached anywhere.
     pub(super) fn retire_earlier(&self) -> Result<(), PinsError> {
-        let earlier: Vec<u64> =
-            self.pins.generations()?.into_iter().filter(|generation| *generation != self.generation).collect();
+        let earlier: Vec<u64> = self
+            .pins()
+            .generations()?
+            .into_iter()
+            .filter(|generation| *generation != self.loading.generation)
+            .collect();
         if earlier.is_empty() {
             return Ok(());
         }
-        let path = |generation, map| self.pins.programs(generation, map);
-        self.grace.wait().map_err(|source| PinsError::Io { path: path(self.generation, PROGRAMS[0]), source })?;
+        let path = |generation, map| self.pins().programs(generation, map);
+        self.grace
+            .wait()
+            .map_err(|source| PinsError::Io { path: path(self.loading.generation, PROGRAMS[0]), source })?;
         for generation in earlier {
             // The first, by which a loading is known, last.
             for map in PROGRAMS.into_iter().rev() {
@@ -332,7 +365,7 @@ impl Bpf {
             operation: format!("run {name}"),
             source: io::Error::other(whole(&error)),
         };
-        let program = self.loaded(name);
+        let program = self.loaded(name)?;
         let ran = match <&Xdp>::try_from(program) {
             Ok(xdp) => xdp.test_run(options),
             Err(_) => <&SchedClassifier>::try_from(program).and_then(|classifier| classifier.test_run(options)),
@@ -340,8 +373,22 @@ impl Bpf {
         ran.map(|result| result.return_value).map_err(refused)
     }
 
-    fn loaded(&self, name: &str) -> &Loaded {
-        self.ebpf.program(name).expect("`load` has loaded every program that is asked for")
+    fn loaded(&self, name: &str) -> Result<&Loaded, DataplaneError> {
+        let ebpf = if OF_XDP.names().any(|early| early == name) { self.early()? } else { &self.ebpf };
+        Ok(ebpf.program(name).expect("the object has every program that is asked for"))
+    }
+
+    /// The programs of XDP, loaded now if they were not.
+    fn early(&self) -> Result<&Ebpf, DataplaneError> {
+        if let Some(early) = self.early.get() {
+            return Ok(early);
+        }
+        let early = self.loading.load(OF_XDP).map_err(|error| DataplaneError::Map {
+            map: OF_XDP.array,
+            operation: "load the programs of XDP".to_owned(),
+            source: io::Error::other(whole(&error)),
+        })?;
+        Ok(self.early.get_or_init(|| early))
     }
 
     /// Removed backends whose late answers the reply table still translates: by its key, which can be looked up but not
@@ -498,64 +545,68 @@ fn entries(capacity: &Capacity) -> BTreeMap<&'static str, u32> {
     ])
 }
 
-/// Loads every program. Maps that are pinned are used, others made and pinned.
-fn load(
-    options: &Options,
-    shapes: &BTreeMap<String, Shape>,
-    settings: &Settings,
+/// What programs are loaded with.
+#[derive(Debug)]
+struct Loading {
+    options: Options,
+    shapes: BTreeMap<String, Shape>,
+    settings: Settings,
     generation: u64,
-) -> Result<Ebpf, OpenError> {
-    let (pins, capacity) = (&options.pins, &options.capacity);
-    let ticks = Ticks::new(settings.jiffies_per_second);
-    let (flow_mask, reply_mask) = (capacity.flow_buckets - 1, capacity.reply_buckets - 1);
-    let mut loader = EbpfLoader::new();
-    loader
-        // Nothing in the programs depends on the layout of the kernel's own types.
-        .btf(None)
-        .override_global("FLOW_BUCKET_MASK", &flow_mask, true)
-        .override_global("REPLY_BUCKET_MASK", &reply_mask, true)
-        .override_global("SECRET", &settings.secret.0, true)
-        .override_global("STATE_TICKS", &ticks.states, true)
-        .override_global("REPLY_TICKS", &ticks.reply, true)
-        .override_global("REPLY_SETTLED_TICKS", &ticks.reply_settled, true)
-        .override_global("FRAGMENT_TICKS", &ticks.fragment, true);
-    for map in PROGRAMS {
-        loader.map_pin_path(map, pins.programs(generation, map));
-    }
-    for (name, entries) in entries(capacity) {
-        loader.map_max_entries(name, entries);
-    }
-    for name in shapes.keys() {
-        loader.map_pin_path(name, pins.map(name));
-    }
-    let mut ebpf = loader.load(OBJECT)?;
-    for name in loaded_programs() {
-        let loaded = match ebpf.program_mut(name) {
-            Some(Loaded::SchedClassifier(classifier)) => classifier.load(),
-            Some(Loaded::Xdp(xdp)) => xdp.load(),
-            Some(_) | None => Err(ProgramError::UnexpectedProgramType),
-        };
-        loaded.map_err(|source| OpenError::Program { name, source })?;
-    }
-    for (map, tails) in PROGRAMS.into_iter().zip(TAILS) {
-        let map = ebpf.take_map(map).expect("the object declares this map");
+}
+
+impl Loading {
+    /// Loads the programs of a family. Maps that are pinned are used, others made and pinned.
+    fn load(&self, family: Family) -> Result<Ebpf, OpenError> {
+        let Options { pins, capacity, .. } = &self.options;
+        let ticks = Ticks::new(self.settings.jiffies_per_second);
+        let (flow_mask, reply_mask) = (capacity.flow_buckets - 1, capacity.reply_buckets - 1);
+        let mut loader = EbpfLoader::new();
+        loader
+            // Nothing in the programs depends on the layout of the kernel's own types.
+            .btf(None)
+            .override_global("FLOW_BUCKET_MASK", &flow_mask, true)
+            .override_global("REPLY_BUCKET_MASK", &reply_mask, true)
+            .override_global("SECRET", &self.settings.secret.0, true)
+            .override_global("STATE_TICKS", &ticks.states, true)
+            .override_global("REPLY_TICKS", &ticks.reply, true)
+            .override_global("REPLY_SETTLED_TICKS", &ticks.reply_settled, true)
+            .override_global("FRAGMENT_TICKS", &ticks.fragment, true);
+        for map in PROGRAMS {
+            loader.map_pin_path(map, pins.programs(self.generation, map));
+        }
+        for (name, entries) in entries(capacity) {
+            loader.map_max_entries(name, entries);
+        }
+        for name in self.shapes.keys() {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let mut ebpf = loader.load(OBJECT)?;
+        for name in family.names() {
+            let loaded = match ebpf.program_mut(name) {
+                Some(Loaded::SchedClassifier(classifier)) => classifier.load(),
+                Some(Loaded::Xdp(xdp)) => xdp.load(),
+                Some(_) | None => Err(ProgramError::UnexpectedProgramType),
+            };
+            loaded.map_err(|source| OpenError::Program { name, source })?;
+        }
+        let map = ebpf.take_map(family.array).expect("the object declares this map");
         let mut programs = ProgramArray::try_from(map)?;
-        for (index, name) in (0..).zip(tails) {
+        for (index, name) in (0..).zip(family.tails) {
             let program = ebpf.program(name).expect("was loaded above");
             let fd = program.fd().map_err(|source| OpenError::Program { name, source })?;
             programs.set(index, fd, 0)?;
         }
+        Ok(ebpf)
     }
-    Ok(ebpf)
-}
 
-/// Takes away what a loading that failed has pinned. Whatever else is wrong, its error is the one to tell.
-fn undo(options: &Options, shapes: &BTreeMap<String, Shape>, is_new: bool, generation: u64) {
-    for map in PROGRAMS {
-        drop(fs::remove_file(options.pins.programs(generation, map)));
-    }
-    if is_new {
-        drop(remove_maps(&options.pins, shapes));
+    /// Takes away what a loading that failed has pinned. Whatever else is wrong, its error is the one to tell.
+    fn undo(&self, is_new: bool) {
+        for map in PROGRAMS {
+            drop(fs::remove_file(self.options.pins.programs(self.generation, map)));
+        }
+        if is_new {
+            drop(remove_maps(&self.options.pins, &self.shapes));
+        }
     }
 }
 
