@@ -81,6 +81,17 @@ pub trait Kernel {
 
     /// How a packet from a frontend reaches its client.
     fn route(&self, query: &RouteQuery) -> Route;
+    /// The device by which the packet came in.
+    fn arrived_by(&self) -> u32;
+
+    /// Keeps what would fit where this CPU's packet does not, for who answers it.
+    fn note_mtu(&self, mtu: u32);
+    /// What was kept last.
+    fn noted_mtu(&self) -> u32;
+    /// This CPU's account of the errors it has sent, for [`crate::too_big`].
+    fn errors_sent(&self) -> Option<&Shared>;
+    /// Errors that one CPU may send in one tick.
+    fn errors_per_tick(&self) -> u64;
 }
 
 /// Gives `number` back. The kernel's verifier forgets what it knew of it, so that paths that differ in nothing else are
@@ -128,6 +139,8 @@ pub struct RouteQuery {
     pub source: Addr,
     /// The client's address.
     pub destination: Addr,
+    /// Bytes that have to fit, from the IP header on.
+    pub length: u32,
 }
 
 /// How to send a packet on.
@@ -145,8 +158,11 @@ pub enum Route {
         /// The device.
         ifindex: u32,
     },
-    /// It does not fit the link.
-    TooBig,
+    /// It does not fit.
+    TooBig {
+        /// What would, in bytes from the IP header on.
+        mtu: u32,
+    },
     /// There is none, or the host does not forward.
     None,
 }

@@ -14,13 +14,14 @@ use aya_ebpf::{
 use bpf::{
     exit,
     kernel::BpfKernel,
-    maps::{self, BEGIN_FLOW, QUERY},
+    maps::{self, BEGIN_FLOW, QUERY, TOO_BIG},
     packet::TcPacket,
 };
 use lb_common::reason::{Action, Reason};
 use lb_ebpf::{
     parse::{Parsed, parse},
     pipeline::{self, Hook, Step},
+    too_big,
 };
 
 /// Where clients come in.
@@ -63,6 +64,21 @@ fn begin_flow(context: TcContext) -> i32 {
 #[inline(always)]
 fn query(context: TcContext) -> i32 {
     run(&context, Stage::Query)
+}
+
+/// Tells the sender of a packet that does not fit. It has been counted.
+#[classifier]
+#[inline(always)]
+fn too_big(context: TcContext) -> i32 {
+    let mut packet = TcPacket::with_reach(&context, too_big::REACH as u32);
+    let answered = match parse(&packet).ok().and_then(maps::remember) {
+        Some(parsed) => too_big::answer(&mut packet, &BpfKernel::new(&context), parsed),
+        None => None,
+    };
+    match answered {
+        Some(exit) => exit::send(exit),
+        None => TC_ACT_SHOT,
+    }
 }
 
 /// The low half of the kernel's jiffies, by which the controller learns their frequency.
@@ -119,6 +135,10 @@ fn run(context: &TcContext, stage: Stage) -> i32 {
         Err(reason) => reason,
     };
     maps::count(reason);
+    if reason == Reason::TooBig {
+        // Should it come back, the packet is dropped without an answer.
+        maps::tail_call(context, TOO_BIG);
+    }
     match reason.action() {
         // "Unspecified" lets whatever program comes next on this hook have the packet.
         Action::Pass => TC_ACT_UNSPEC,

@@ -4,7 +4,9 @@ use lb_common::{
     addr::{Addr, Family, Port, Protocol},
     reason::Reason,
 };
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::wire::checksum::Sum;
 
 /// A packet from its link-layer header on.
 pub trait Packet {
@@ -14,12 +16,20 @@ pub trait Packet {
     /// Packets on the wire this stands for: more than one when a device or the stack merged segments.
     fn segments(&self) -> u64;
 
+    /// Bytes of the largest packet on the wire that this stands for, from the IP header on; `headers` are those that each
+    /// of them has.
+    fn largest(&self, headers: usize) -> usize;
+
     /// Whether its link-layer address is the device's own: not another host's, of which a promiscuous device sees packets
     /// too, and no group's, which Linux does not forward.
     fn is_to_device(&self) -> bool;
 
     /// A header at `offset`, by value: a rewrite moves the packet under any reference.
     fn read<T: FromBytes + Copy>(&self, offset: usize) -> Option<T>;
+
+    /// The sum of so many bytes at `offset`, a multiple of four. A constant number, because the verifier would follow each
+    /// length by itself.
+    fn sum<const LENGTH: usize>(&self, offset: usize) -> Option<Sum>;
 
     /// Changes addresses, ports, hop limit and the checksums that cover them.
     ///
@@ -32,6 +42,13 @@ pub trait Packet {
     /// # Errors
     /// When the kernel refuses.
     fn set_link(&mut self, link: &Link) -> Result<(), Reason>;
+
+    /// Cuts the packet after `kept` bytes, counted from the IP header on, and puts `header` before them. They stay as they
+    /// came, also a checksum in them that the sender left to its device, which no one finishes any more.
+    ///
+    /// # Errors
+    /// When the kernel refuses. The packet may be changed in part then and must not go on.
+    fn enclose<T: IntoBytes + Immutable>(&mut self, kept: usize, header: &T) -> Result<(), Reason>;
 }
 
 /// Which end of a packet is changed.
@@ -76,7 +93,7 @@ pub struct TransportEdit {
 }
 
 /// Link-layer addresses in the order of the Ethernet header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes)]
 #[repr(C)]
 pub struct Link {
     /// The next hop's, as it lies in the packet.

@@ -34,8 +34,10 @@ pub struct Parsed {
     /// What a datagram's fragments share. Always set, and not part of [`Fragment`]: the verifier takes each look at a
     /// packet's kind for a new one, and would see the number of a whole datagram read that no one has set.
     pub identification: u32,
-    /// Means nothing in a later fragment, nor do the next three.
+    /// Means nothing in a later fragment, nor does anything that follows.
     transport_offset: u32,
+    /// Bytes of the transport header, its options included.
+    pub transport_header: u32,
     /// The sender's port.
     pub source_port: Port,
     /// The receiver's port.
@@ -66,6 +68,12 @@ impl Parsed {
     #[inline(always)]
     pub fn transport_offset(&self) -> usize {
         (self.transport_offset & OFFSET_MASK) as usize
+    }
+
+    /// Bytes of the headers from IP on, where there is a transport header.
+    #[inline(always)]
+    pub fn headers(&self) -> usize {
+        (self.transport_offset() + self.transport_header as usize).wrapping_sub(IP_OFFSET)
     }
 
     /// The sender's end.
@@ -193,6 +201,7 @@ fn before_transport(
         fragment,
         identification,
         transport_offset: 0,
+        transport_header: 0,
         source_port: Port(0),
         destination_port: Port(0),
         flags: TcpFlags::default(),
@@ -201,22 +210,23 @@ fn before_transport(
 
 #[inline(always)]
 fn parse_transport(packet: &impl Packet, parsed: Parsed, offset: usize, end: usize) -> Result<Parsed, Reason> {
-    let (ports, flags) = match parsed.protocol {
+    let (ports, flags, header) = match parsed.protocol {
         Protocol::TCP | Protocol::UDP if parsed.fragment == Fragment::Later => return Ok(parsed),
         Protocol::TCP => {
             let tcp: Tcp = inside(packet, offset, end)?;
             check_length(&parsed, tcp.length(), size_of::<Tcp>(), end - offset)?;
-            (tcp.ports, tcp.flags())
+            (tcp.ports, tcp.flags(), tcp.length())
         }
         Protocol::UDP => {
             let udp: Udp = inside(packet, offset, end)?;
             check_length(&parsed, udp.length() as usize, size_of::<Udp>(), end - offset)?;
-            (udp.ports, TcpFlags::default())
+            (udp.ports, TcpFlags::default(), size_of::<Udp>())
         }
         Protocol(_) => return Err(Reason::NotOurs),
     };
     Ok(Parsed {
         transport_offset: offset as u32,
+        transport_header: header as u32,
         source_port: Port(ports.source),
         destination_port: Port(ports.destination),
         flags,

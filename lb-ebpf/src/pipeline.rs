@@ -5,7 +5,8 @@
 //! parse → flow (client side of the key) → rewrite → forward      (reply)
 //! ```
 //!
-//! Rare work runs in programs of its own: [`balance`] says with [`Step`] when [`begin_flow`] or [`query`] must go on.
+//! Rare work runs in programs of its own: [`balance`] says with [`Step`] when [`begin_flow`] or [`query`] must go on, and
+//! [`crate::too_big`] answers what any of them refuses with [`Reason::TooBig`].
 
 use lb_common::{
     addr::Protocol,
@@ -320,14 +321,19 @@ fn send_back<P: Packet, K: Kernel>(
     let exit = match hook {
         Hook::Egress => Exit::Stack,
         Hook::Ingress => {
-            let query = RouteQuery { family: parsed.family, source: asked.address, destination: parsed.destination };
+            let length = packet.largest(parsed.headers()) as u32;
+            let (source, destination) = (asked.address, parsed.destination);
+            let query = RouteQuery { family: parsed.family, source, destination, length };
             match kernel.route(&query) {
                 Route::Link { ifindex, link } => {
                     packet.set_link(&link)?;
                     Exit::Link { ifindex }
                 }
                 Route::Resolve { ifindex } => Exit::Neighbour { ifindex },
-                Route::TooBig => return Err(Reason::TooBig),
+                Route::TooBig { mtu } => {
+                    kernel.note_mtu(mtu);
+                    return Err(Reason::TooBig);
+                }
                 Route::None => return Err(Reason::NoRoute),
             }
         }

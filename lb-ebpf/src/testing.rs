@@ -12,20 +12,22 @@ use lb_common::{
     flow::{FlowState, LOCKS, Tick},
     fragment::{FRAGMENT_TIMEOUT_SECONDS, FragmentKey, FragmentRecord},
     hash::Secret,
-    limits::SLOTS_PER_CHUNK,
+    limits::{ERRORS_AT_ONCE, SLOTS_PER_CHUNK},
     reason::Reason,
     reply::{REPLY_SETTLED_SECONDS, REPLY_TIMEOUT_SECONDS},
     service::{Frontend, FrontendId, FrontendInfo, Policy, PolicyId, ServiceId, ServiceWord, SocketKey},
     stats::{ServiceStats, Traffic},
 };
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
     atomic::Shared,
     kernel::{FlowBucket, Kernel, ReplyBucket, Route, RouteQuery, SlotChunk},
     packet::{Edit, Link, Packet, Side, TransportEdit},
     parse::IP_OFFSET,
-    wire::{DESTINATION_PORT_OFFSET, IpHeader, Ipv4, Ipv6, SOURCE_PORT_OFFSET, checksum::Sum, checksum_offset},
+    wire::{
+        DESTINATION_PORT_OFFSET, Ethernet, IpHeader, Ipv4, Ipv6, SOURCE_PORT_OFFSET, checksum::Sum, checksum_offset,
+    },
 };
 
 #[cfg(test)]
@@ -40,6 +42,8 @@ pub struct Maps {
     pub tick: Shared,
     /// How every reply leaves.
     pub route: Route,
+    /// What fits there, in bytes from the IP header on.
+    pub mtu: u32,
     /// What is balanced.
     pub frontends: BTreeMap<SocketKey, Frontend>,
     /// Their records.
@@ -80,6 +84,7 @@ impl Maps {
         Self {
             tick: Shared::new(1000),
             route: Route::Resolve { ifindex: 1 },
+            mtu: 1500,
             frontends: BTreeMap::new(),
             frontend_infos: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -162,12 +167,20 @@ pub struct Cpu<'m> {
     maps: &'m Maps,
     scratch: Shared,
     random: Shared,
+    mtu: Shared,
+    errors_sent: Shared,
 }
 
 impl<'m> Cpu<'m> {
     /// A CPU whose random numbers follow `seed`.
     pub fn new(maps: &'m Maps, seed: u64) -> Self {
-        Self { maps, scratch: Shared::new(0), random: Shared::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1) }
+        Self {
+            maps,
+            scratch: Shared::new(0),
+            random: Shared::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1),
+            mtu: Shared::new(0),
+            errors_sent: Shared::new(0),
+        }
     }
 }
 
@@ -294,10 +307,33 @@ impl Kernel for Cpu<'_> {
         *counter = counter.plus(*stats);
     }
 
-    fn route(&self, _query: &RouteQuery) -> Route {
-        self.maps.route
+    fn route(&self, query: &RouteQuery) -> Route {
+        if query.length > self.maps.mtu { Route::TooBig { mtu: self.maps.mtu } } else { self.maps.route }
+    }
+
+    fn arrived_by(&self) -> u32 {
+        ARRIVED_BY
+    }
+
+    fn note_mtu(&self, mtu: u32) {
+        self.mtu.store(mtu as u64);
+    }
+
+    fn noted_mtu(&self) -> u32 {
+        self.mtu.load() as u32
+    }
+
+    fn errors_sent(&self) -> Option<&Shared> {
+        Some(&self.errors_sent)
+    }
+
+    fn errors_per_tick(&self) -> u64 {
+        ERRORS_AT_ONCE as u64
     }
 }
+
+/// The device by which packets in memory come in.
+pub const ARRIVED_BY: u32 = 7;
 
 /// The link-layer address of the device at which packets in memory come in: the loopback device's, at which the kernel's
 /// test runs have them come in.
@@ -362,12 +398,21 @@ impl Packet for MemoryPacket {
         1
     }
 
+    fn largest(&self, _headers: usize) -> usize {
+        self.bytes.len() - Ethernet::LENGTH
+    }
+
     fn is_to_device(&self) -> bool {
         self.bytes.starts_with(&DEVICE)
     }
 
     fn read<T: FromBytes + Copy>(&self, offset: usize) -> Option<T> {
         T::read_from_prefix(self.bytes.get(offset..)?).ok().map(|(header, _)| header)
+    }
+
+    fn sum<const LENGTH: usize>(&self, offset: usize) -> Option<Sum> {
+        let (words, []) = self.bytes.get(offset..offset + LENGTH)?.as_chunks() else { return None };
+        Some(words.iter().fold(Sum::default(), |sum, word| sum.add(u32::from_ne_bytes(*word))))
     }
 
     fn rewrite(&mut self, edit: &Edit) -> Result<(), Reason> {
@@ -396,5 +441,14 @@ impl Packet for MemoryPacket {
         let words = link.destination.into_iter().chain(link.source);
         let bytes: Vec<u8> = words.flat_map(u16::to_ne_bytes).collect();
         self.write(0, &bytes)
+    }
+
+    fn enclose<T: IntoBytes + Immutable>(&mut self, kept: usize, header: &T) -> Result<(), Reason> {
+        if self.bytes.len() < IP_OFFSET + kept {
+            return Err(Reason::RewriteRefused);
+        }
+        self.bytes.truncate(IP_OFFSET + kept);
+        self.bytes.splice(IP_OFFSET..IP_OFFSET, header.as_bytes().iter().copied());
+        Ok(())
     }
 }

@@ -208,9 +208,7 @@ impl Kernel for BpfKernel<'_> {
 
     #[inline(always)]
     fn route(&self, query: &RouteQuery) -> Route {
-        // SAFETY: the context's pointer is valid while the program runs.
-        let ifindex = unsafe { (*self.context.skb.skb).ifindex };
-        let mut fib = FibQuery::new(query, ifindex);
+        let mut fib = FibQuery::new(query, self.arrived_by());
         // SAFETY: `FibQuery` has the size and layout of the helper's parameter block.
         let result = unsafe {
             bpf_fib_lookup(self.context.skb.skb.cast(), (&raw mut fib).cast(), size_of::<FibQuery>() as i32, 0)
@@ -218,17 +216,45 @@ impl Kernel for BpfKernel<'_> {
         match result as u32 {
             BPF_FIB_LKUP_RET_SUCCESS => Route::Link { ifindex: fib.ifindex, link: fib.link() },
             BPF_FIB_LKUP_RET_NO_NEIGH => Route::Resolve { ifindex: fib.ifindex },
-            BPF_FIB_LKUP_RET_FRAG_NEEDED => Route::TooBig,
+            BPF_FIB_LKUP_RET_FRAG_NEEDED => Route::TooBig { mtu: fib.port_and_length >> 16 },
             _ => Route::None,
         }
+    }
+
+    #[inline(always)]
+    fn arrived_by(&self) -> u32 {
+        // SAFETY: the context's pointer is valid while the program runs.
+        unsafe { (*self.context.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn note_mtu(&self, mtu: u32) {
+        if let Some(word) = maps::mtu() {
+            word.store(mtu as u64);
+        }
+    }
+
+    #[inline(always)]
+    fn noted_mtu(&self) -> u32 {
+        maps::mtu().map_or(0, |word| word.load() as u32)
+    }
+
+    #[inline(always)]
+    fn errors_sent(&self) -> Option<&Shared> {
+        maps::errors_sent()
+    }
+
+    #[inline(always)]
+    fn errors_per_tick(&self) -> u64 {
+        maps::errors_per_tick() as u64
     }
 }
 
 /// `struct bpf_fib_lookup` of the kernel's UAPI, in words: the compiler clears single bytes by a call of a loop.
-/// A total length of zero has the whole packet compared with the MTU.
 #[repr(C, align(8))]
 struct FibQuery {
     family_and_protocol: u32,
+    /// The receiver's port, then the length that has to fit, and after the look-up the MTU.
     port_and_length: u32,
     ifindex: u32,
     service: u32,
@@ -253,7 +279,7 @@ impl FibQuery {
         };
         Self {
             family_and_protocol: family.to_le(),
-            port_and_length: 0,
+            port_and_length: query.length << 16,
             ifindex,
             service: 0,
             source,

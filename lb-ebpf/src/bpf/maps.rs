@@ -68,7 +68,7 @@ pub(crate) static SETTINGS: Array<[u64; 32]> = Array::with_max_entries(1, 0);
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 #[map]
-pub(crate) static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(2, 0);
+pub(crate) static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(3, 0);
 /// Apart from the buckets, because an array with locks cannot be mapped.
 #[btf_map]
 pub(crate) static LOCKS: btf_maps::Array<Lock, { LOCK_COUNT as usize }> = btf_maps::Array::new();
@@ -84,6 +84,8 @@ pub(crate) struct Lock {
 pub(crate) const BEGIN_FLOW: u32 = 0;
 /// Where `query` stands in `PROGRAMS`.
 pub(crate) const QUERY: u32 = 1;
+/// Where `too_big` stands in `PROGRAMS`.
+pub(crate) const TOO_BIG: u32 = 2;
 
 // Read-only data, set by the controller before it loads. Read through `constant`, else the compiler believes the values here.
 
@@ -101,6 +103,8 @@ static REPLY_TICKS: u32 = 0;
 static REPLY_SETTLED_TICKS: u32 = 0;
 #[unsafe(no_mangle)]
 static FRAGMENT_TICKS: u32 = 0;
+#[unsafe(no_mangle)]
+static ERRORS_PER_TICK: u32 = 0;
 
 #[inline(always)]
 pub(crate) fn flow_bucket_mask() -> u32 {
@@ -127,6 +131,11 @@ pub(crate) fn fragment_ticks() -> u32 {
     constant(&FRAGMENT_TICKS)
 }
 
+#[inline(always)]
+pub(crate) fn errors_per_tick() -> u32 {
+    constant(&ERRORS_PER_TICK)
+}
+
 /// Ticks by the four bits of a flow's state.
 #[inline(always)]
 pub(crate) fn state_ticks(bits: u64) -> u64 {
@@ -150,6 +159,8 @@ fn constant(value: &'static u32) -> u32 {
 struct Scratch {
     parsed: MaybeUninit<Parsed>,
     number: Shared,
+    mtu: Shared,
+    errors_sent: Shared,
 }
 
 /// Keeps `parsed` where the verifier knows nothing of it. Else it would follow all that comes after once for each way
@@ -176,6 +187,22 @@ pub(crate) fn scratch() -> Option<&'static Shared> {
     Some(unsafe { &(*scratch).number })
 }
 
+/// What would fit where this CPU's packet does not.
+#[inline(always)]
+pub(crate) fn mtu() -> Option<&'static Shared> {
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: the pointer is to this CPU's value of a live map.
+    Some(unsafe { &(*scratch).mtu })
+}
+
+/// This CPU's account of the errors it has sent.
+#[inline(always)]
+pub(crate) fn errors_sent() -> Option<&'static Shared> {
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: the pointer is to this CPU's value of a live map.
+    Some(unsafe { &(*scratch).errors_sent })
+}
+
 /// Counts a packet that is not forwarded.
 #[inline(always)]
 pub(crate) fn count(reason: Reason) {
@@ -188,7 +215,7 @@ pub(crate) fn count(reason: Reason) {
 /// Goes on in another program; comes back only when it is missing.
 #[inline(always)]
 pub(crate) fn tail_call(context: &TcContext, program: u32) -> Reason {
-    // SAFETY: both programs of the array take the same context.
+    // SAFETY: all programs of the array take the same context.
     unsafe { PROGRAMS.tail_call(context, program) };
     Reason::Inconsistent
 }

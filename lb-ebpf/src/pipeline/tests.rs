@@ -301,7 +301,7 @@ fn through_the_stack_an_answer_is_rewritten_on_its_way_out_only() {
 fn an_answer_that_cannot_leave_is_counted() {
     for mut world in worlds(&PROTOCOLS) {
         world.is_sent_to(&world.opens(), 1);
-        for (route, reason) in [(Route::TooBig, Reason::TooBig), (Route::None, Reason::NoRoute)] {
+        for (route, reason) in [(Route::TooBig { mtu: 1400 }, Reason::TooBig), (Route::None, Reason::NoRoute)] {
             world.maps.route = route;
             assert_eq!(world.back(&world.answers(1), Hook::Ingress), Err(reason));
         }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions,
+    Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions, TestRunResult,
     maps::{MapError, ProgramArray},
     programs::{ProgramError, SchedClassifier},
 };
@@ -127,7 +127,7 @@ impl Program {
 }
 
 /// Programs reached by tail call, in the order of their places in the program array.
-const TAILS: [&str; 2] = ["begin_flow", "query"];
+const TAILS: [&str; 3] = ["begin_flow", "query", "too_big"];
 
 /// The names of all programs that are loaded.
 fn loaded_programs() -> impl Iterator<Item = &'static str> {
@@ -239,7 +239,8 @@ impl Bpf {
     pub fn jiffies(&self) -> Result<u32, DataplaneError> {
         // Any packet will do, but a test run wants an Ethernet header and something in it.
         let packet = [0; 64];
-        self.test_run(READ_JIFFIES, TestRunOptions { data_in: Some(&packet), ..TestRunOptions::default() })
+        let options = TestRunOptions { data_in: Some(&packet), ..TestRunOptions::default() };
+        self.test_run(READ_JIFFIES, options).map(|result| result.return_value)
     }
 
     /// Runs one packet through an attached program, without a device: its verdict and the packet after it.
@@ -249,8 +250,9 @@ impl Bpf {
     pub fn run_once(&self, program: Program, packet: &[u8]) -> Result<(i32, Vec<u8>), DataplaneError> {
         let mut after = vec![0; packet.len()];
         let options = TestRunOptions { data_in: Some(packet), data_out: Some(&mut after), ..TestRunOptions::default() };
-        let verdict = self.test_run(program.name(), options)?;
-        Ok((verdict.cast_signed(), after))
+        let result = self.test_run(program.name(), options)?;
+        after.truncate(result.data_size_out as usize);
+        Ok((result.return_value.cast_signed(), after))
     }
 
     /// How many instructions the verifier took for each loaded program; a kernel before 5.16 does not tell.
@@ -298,13 +300,13 @@ impl Bpf {
         Ok(())
     }
 
-    fn test_run(&self, name: &str, options: TestRunOptions<'_>) -> Result<u32, DataplaneError> {
+    fn test_run(&self, name: &str, options: TestRunOptions<'_>) -> Result<TestRunResult, DataplaneError> {
         let refused = |error| DataplaneError::Map {
             map: PROGRAMS,
             operation: format!("run {name}"),
             source: io::Error::other(whole(&error)),
         };
-        self.loaded(name).test_run(options).map(|result| result.return_value).map_err(refused)
+        self.loaded(name).test_run(options).map_err(refused)
     }
 
     fn loaded(&self, name: &str) -> &SchedClassifier {
@@ -484,6 +486,7 @@ fn load(
         .override_global("REPLY_TICKS", &ticks.reply, true)
         .override_global("REPLY_SETTLED_TICKS", &ticks.reply_settled, true)
         .override_global("FRAGMENT_TICKS", &ticks.fragment, true)
+        .override_global("ERRORS_PER_TICK", &ticks.errors, true)
         .map_pin_path(PROGRAMS, pins.programs(generation));
     for (name, entries) in entries(capacity) {
         loader.map_max_entries(name, entries);
