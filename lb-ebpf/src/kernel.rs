@@ -94,6 +94,12 @@ pub trait Kernel {
     fn client_hop(&self, place: u32) -> Option<&HopRecord>;
     /// Keeps what fits where the packet at hand does not, for the answer to its sender.
     fn note_mtu(&self, mtu: u32);
+    /// What was kept last.
+    fn noted_mtu(&self) -> u32;
+    /// This CPU's account of the errors it has sent, for [`crate::too_big`].
+    fn errors_sent(&self) -> Option<&Shared>;
+    /// Errors that one CPU may send in one tick.
+    fn errors_per_tick(&self) -> u64;
 }
 
 /// Gives `number` back. The kernel's verifier forgets what it knew of it, so that paths that differ in nothing else are

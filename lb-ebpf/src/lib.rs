@@ -9,6 +9,7 @@
 )]
 
 pub mod pipeline;
+pub mod too_big;
 pub mod packet;
 pub mod kernel;
 pub mod parse;

@@ -6,7 +6,7 @@
 mod bpf;
 
 use aya_ebpf::{
-    bindings::TC_ACT_UNSPEC,
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::bpf_jiffies64,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
@@ -14,7 +14,7 @@ use aya_ebpf::{
 use bpf::{
     Context,
     kernel::BpfKernel,
-    maps::{self, BEGIN_FLOW, QUERY},
+    maps::{self, BEGIN_FLOW, QUERY, TOO_BIG},
     tc::{self, TcPacket},
     xdp::{self, XdpPacket},
 };
@@ -23,6 +23,7 @@ use lb_ebpf::{
     packet::Packet,
     parse::{Parsed, parse},
     pipeline::{self, Hook, Step},
+    too_big,
 };
 
 /// Where clients come in.
@@ -102,6 +103,21 @@ fn xdp_query(context: XdpContext) -> u32 {
     run_early(&context, Stage::Query)
 }
 
+/// Tells the sender of a packet that does not fit. It has been counted.
+#[classifier]
+#[inline(always)]
+fn too_big(context: TcContext) -> i32 {
+    let mut packet = TcPacket::with_reach(&context, too_big::REACH as u32);
+    let answered = match parse(&packet).ok().and_then(maps::remember) {
+        Some(parsed) => too_big::answer(&mut packet, &BpfKernel::new(&context), parsed),
+        None => None,
+    };
+    match answered {
+        Some(exit) => tc::send(exit),
+        None => TC_ACT_SHOT,
+    }
+}
+
 /// The low half of the kernel's jiffies, by which the controller learns their frequency.
 #[classifier]
 #[inline(always)]
@@ -169,7 +185,14 @@ fn run(context: &TcContext, stage: Stage) -> i32 {
         Ok(Step::Send(exit)) => tc::send(exit),
         Ok(Step::NewFlow) => tc::refuse(maps::tail_call(context, BEGIN_FLOW)),
         Ok(Step::Query) => tc::refuse(maps::tail_call(context, QUERY)),
-        Err(reason) => tc::refuse(reason),
+        Err(reason) => {
+            let verdict = tc::refuse(reason);
+            if reason == Reason::TooBig {
+                // Should it come back, the packet is dropped without an answer.
+                maps::tail_call(context, TOO_BIG);
+            }
+            verdict
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use lb_common::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::parse::Parsed;
+use crate::{parse::Parsed, wire::checksum::Sum};
 
 /// A packet from its link-layer header on.
 pub trait Packet {
@@ -44,6 +44,20 @@ pub trait Packet {
     /// # Errors
     /// When the kernel refuses.
     fn set_link(&mut self, link: &Link) -> Result<(), Reason>;
+}
+
+/// A packet that can be turned into an answer to its sender.
+pub trait Answerable: Packet {
+    /// The sum of so many bytes at `offset`, a multiple of four. A constant number, because the verifier would follow each
+    /// length by itself.
+    fn sum<const LENGTH: usize>(&self, offset: usize) -> Option<Sum>;
+
+    /// Cuts the packet after `kept` bytes, counted from the IP header on, and puts `header` before them. They stay as they
+    /// came, also a checksum in them that the sender left to its device, which no one finishes any more.
+    ///
+    /// # Errors
+    /// When the kernel refuses. The packet may be changed in part then and must not go on.
+    fn enclose<T: IntoBytes + Immutable>(&mut self, kept: usize, header: &T) -> Result<(), Reason>;
 }
 
 /// Which end of a packet is changed.
@@ -88,7 +102,7 @@ pub struct TransportEdit {
 }
 
 /// Link-layer addresses in the order of the Ethernet header.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, Immutable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Link {
     /// The next hop's, as it lies in the packet.

@@ -5,7 +5,8 @@
 //! parse → flow (client side of the key) → rewrite → forward      (reply)
 //! ```
 //!
-//! Rare work runs in programs of its own: [`balance`] says with [`Step`] when [`begin_flow`] or [`query`] must go on.
+//! Rare work runs in programs of its own: [`balance`] says with [`Step`] when [`begin_flow`] or [`query`] must go on, and
+//! [`crate::too_big`] answers what any of them refuses with [`Reason::TooBig`].
 
 use lb_common::{
     addr::Protocol,

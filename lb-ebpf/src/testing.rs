@@ -12,7 +12,7 @@ use lb_common::{
     flow::{FlowState, LOCKS, Tick},
     fragment::{FRAGMENT_TIMEOUT_SECONDS, FragmentKey, FragmentRecord},
     hash::Secret,
-    limits::SLOTS_PER_CHUNK,
+    limits::{ERRORS_AT_ONCE, SLOTS_PER_CHUNK},
     reason::Reason,
     reply::{REPLY_SETTLED_SECONDS, REPLY_TIMEOUT_SECONDS},
     service::{Frontend, FrontendId, FrontendInfo, Policy, PolicyId, ServiceId, ServiceWord, SocketKey},
@@ -24,9 +24,10 @@ use crate::{
     atomic::Shared,
     hop::HopRecord,
     kernel::{FlowBucket, Kernel, ReplyBucket, Route, RouteQuery, SlotChunk},
-    packet::{Edit, Link, Packet},
-    parse::Parsed,
+    packet::{Answerable, Edit, Link, Packet},
+    parse::{IP_OFFSET, Parsed},
     rewrite::{self, Bytes},
+    wire::checksum::Sum,
 };
 
 #[cfg(test)]
@@ -174,6 +175,7 @@ pub struct Cpu<'m> {
     random: Shared,
     hops: Vec<HopRecord>,
     mtu: Shared,
+    errors_sent: Shared,
 }
 
 /// Records of hops to backends, and as many to clients.
@@ -188,12 +190,8 @@ impl<'m> Cpu<'m> {
             random: Shared::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1),
             hops: (0..2 * HOPS).map(|_| std::array::from_fn(|_| Shared::new(0))).collect(),
             mtu: Shared::new(0),
+            errors_sent: Shared::new(0),
         }
-    }
-
-    /// What fits where the last packet that was too big did not.
-    pub fn mtu(&self) -> u32 {
-        self.mtu.load() as u32
     }
 }
 
@@ -325,7 +323,7 @@ impl Kernel for Cpu<'_> {
     }
 
     fn arrived_by(&self) -> u32 {
-        1
+        ARRIVED_BY
     }
 
     fn abilities(&self, _ifindex: u32) -> Abilities {
@@ -347,7 +345,22 @@ impl Kernel for Cpu<'_> {
     fn note_mtu(&self, mtu: u32) {
         self.mtu.store(mtu as u64);
     }
+
+    fn noted_mtu(&self) -> u32 {
+        self.mtu.load() as u32
+    }
+
+    fn errors_sent(&self) -> Option<&Shared> {
+        Some(&self.errors_sent)
+    }
+
+    fn errors_per_tick(&self) -> u64 {
+        ERRORS_AT_ONCE as u64
+    }
 }
+
+/// The device by which packets in memory come in.
+pub const ARRIVED_BY: u32 = 7;
 
 /// The link-layer address of the device at which packets in memory come in: the loopback device's, at which the kernel's
 /// test runs have them come in.
@@ -406,6 +419,22 @@ impl Packet for MemoryPacket {
 
     fn set_link(&mut self, link: &Link) -> Result<(), Reason> {
         self.put(0, *link)
+    }
+}
+
+impl Answerable for MemoryPacket {
+    fn sum<const LENGTH: usize>(&self, offset: usize) -> Option<Sum> {
+        let (words, []) = self.bytes.get(offset..offset + LENGTH)?.as_chunks() else { return None };
+        Some(words.iter().fold(Sum::default(), |sum, word| sum.add(u32::from_ne_bytes(*word))))
+    }
+
+    fn enclose<T: IntoBytes + Immutable>(&mut self, kept: usize, header: &T) -> Result<(), Reason> {
+        if self.bytes.len() < IP_OFFSET + kept {
+            return Err(Reason::RewriteRefused);
+        }
+        self.bytes.truncate(IP_OFFSET + kept);
+        self.bytes.splice(IP_OFFSET..IP_OFFSET, header.as_bytes().iter().copied());
+        Ok(())
     }
 }
 

@@ -53,6 +53,8 @@ pub enum Outcome {
     Left(Reason),
     /// It is discarded, for this reason.
     Dropped(Reason),
+    /// It is discarded, for this reason, and its sender is told in these bytes.
+    Told(Reason, Vec<u8>),
 }
 
 impl Outcome {
@@ -202,6 +204,11 @@ impl Expectation {
         self.comes_to(Outcome::Passed(packet.bytes()))
     }
 
+    /// It, which is `packet`, is discarded, and its sender is told that only `mtu` bytes fit.
+    pub fn is_answered_as_too_big(self, packet: &Packet, mtu: u16) -> Case {
+        self.comes_to(Outcome::Told(Reason::TooBig, packet.refused_as_too_big(mtu).bytes()))
+    }
+
     /// It stays as it is, and is counted under this reason.
     pub fn is(self, reason: Reason) -> Case {
         self.comes_to(Outcome::of(reason))
@@ -237,6 +244,9 @@ pub trait Machine {
 
 /// The link-layer addresses every reply is given.
 pub const REPLY_LINK: ([u8; 6], [u8; 6]) = ([2, 0, 0, 0, 1, 2], [2, 0, 0, 0, 1, 1]);
+
+/// The MTU of the link that every reply takes.
+pub const REPLY_MTU: u16 = 1500;
 
 /// The protocol of the later fragments in the table.
 pub const UDP: Protocol = Protocol::UDP;

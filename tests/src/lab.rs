@@ -209,6 +209,14 @@ impl Lab {
         self.finish_devices()
     }
 
+    /// Changes how much fits on the balancer's device towards the clients, and not what they believe does.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub fn narrow_client_side(&self, mtu: u32) -> Result<()> {
+        self.balancer.sh(&format!("ip link set {CLIENT_SIDE} mtu {mtu}")).map(drop)
+    }
+
     /// Leaves the lab up after this process; `remove_left` removes it.
     ///
     /// # Errors

@@ -21,6 +21,7 @@ pub fn eth() -> Packet {
 pub struct Packet {
     link: [u8; 12],
     ends: Option<(IpAddr, IpAddr)>,
+    service: u8,
     hops: u8,
     identification: u32,
     fragment: Option<Part>,
@@ -68,6 +69,7 @@ impl Default for Packet {
         Self {
             link: both(DEVICE, [2, 0, 0, 0, 0, 1]),
             ends: None,
+            service: 0,
             hops: 64,
             identification: 0x1234,
             fragment: None,
@@ -152,6 +154,41 @@ impl Packet {
         self.identification = identification;
         self.fragment = Some(Part { offset, has_more });
         self
+    }
+
+    /// What tells this packet's sender that at most `mtu` bytes fit, in the name of whom it went to. As much of it as
+    /// comes with that is the same on every link that carries 576 bytes: this packet is longer.
+    ///
+    /// # Panics
+    /// When this is no IP packet: a mistake in the test.
+    pub fn refused_as_too_big(&self, mtu: u16) -> Self {
+        let (destination, source) = self.ends.expect("only what has addresses is answered");
+        let mut link = self.link;
+        link.rotate_left(6);
+        let bytes = self.bytes();
+        let [high, low] = mtu.to_be_bytes();
+        let (protocol, kind, pseudo, quoted, service) = match (source, destination) {
+            (IpAddr::V4(_), IpAddr::V4(_)) => (1, [3, 4], Vec::new(), 576 - 28, 0xc0),
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let length = 1280_u16 - 40;
+                let pseudo = [&source.octets()[..], &destination.octets(), &length.to_be_bytes(), &[0, 58]].concat();
+                (58, [2, 0], pseudo, 1280 - 48, 0)
+            }
+            (source, destination) => panic!("{source} and {destination} are of two families"),
+        };
+        let mut payload = [&kind[..], &[0, 0, 0, 0, high, low], &bytes[14..14 + quoted]].concat();
+        let sum = checksum(pseudo.into_iter().chain(payload.iter().copied()));
+        payload[2..4].copy_from_slice(&sum.to_be_bytes());
+        let transport = Transport::Raw(Protocol(protocol));
+        Self {
+            link,
+            ends: Some((source, destination)),
+            service,
+            identification: 0,
+            transport,
+            payload,
+            ..Self::default()
+        }
     }
 
     /// Of this protocol, whose header is the payload's affair.
@@ -277,7 +314,7 @@ impl Packet {
             Some(part) => (part.offset / 8) as u16 | if part.has_more { 0x2000 } else { 0 },
             None => 0x4000,
         };
-        let mut header = vec![0x40 | (length / 4) as u8, 0];
+        let mut header = vec![0x40 | (length / 4) as u8, self.service];
         header.extend(((length + inside) as u16).to_be_bytes());
         header.extend((self.identification as u16).to_be_bytes());
         header.extend(fragment.to_be_bytes());

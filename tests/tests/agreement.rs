@@ -182,7 +182,9 @@ fn come_to_everything(runs: &[Run]) -> Result<()> {
                 match outcome.filter(|_| event.is_of(family)) {
                     Some(Outcome::Redirected(_)) => redirected += 1,
                     Some(Outcome::Passed(_)) => passed += 1,
-                    Some(Outcome::Left(reason) | Outcome::Dropped(reason)) => *reasons.entry(reason).or_default() += 1,
+                    Some(Outcome::Left(reason) | Outcome::Dropped(reason) | Outcome::Told(reason, _)) => {
+                        *reasons.entry(reason).or_default() += 1;
+                    }
                     None => {}
                 }
             }

@@ -255,7 +255,24 @@ impl<C: Context> Kernel for BpfKernel<'_, C> {
 
     #[inline(always)]
     fn note_mtu(&self, mtu: u32) {
-        maps::note_mtu(mtu);
+        if let Some(word) = maps::mtu() {
+            word.store(mtu as u64);
+        }
+    }
+
+    #[inline(always)]
+    fn noted_mtu(&self) -> u32 {
+        maps::mtu().map_or(0, |word| word.load() as u32)
+    }
+
+    #[inline(always)]
+    fn errors_sent(&self) -> Option<&Shared> {
+        maps::errors_sent()
+    }
+
+    #[inline(always)]
+    fn errors_per_tick(&self) -> u64 {
+        maps::errors_per_tick() as u64
     }
 }
 

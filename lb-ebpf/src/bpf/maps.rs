@@ -83,7 +83,7 @@ static BACKEND_HOPS: PerCpuArray<HopRecord> = PerCpuArray::with_max_entries(HOPS
 static CLIENT_HOPS: PerCpuArray<HopRecord> = PerCpuArray::with_max_entries(HOPS, 0);
 /// What programs of the TC hook go on in. A program array takes programs of one type.
 #[map]
-static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(2, 0);
+static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(3, 0);
 /// The same for the XDP hook.
 #[map]
 static XDP_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(2, 0);
@@ -102,6 +102,8 @@ pub(crate) struct Lock {
 pub(crate) const BEGIN_FLOW: u32 = 0;
 /// Where the program for a query of a per-packet service stands in both.
 pub(crate) const QUERY: u32 = 1;
+/// Where `too_big` stands in `PROGRAMS`.
+pub(crate) const TOO_BIG: u32 = 2;
 
 // Read-only data, set by the controller before it loads. Read through `constant`, else the compiler believes the values here.
 
@@ -119,6 +121,8 @@ static REPLY_TICKS: u32 = 0;
 static REPLY_SETTLED_TICKS: u32 = 0;
 #[unsafe(no_mangle)]
 static FRAGMENT_TICKS: u32 = 0;
+#[unsafe(no_mangle)]
+static ERRORS_PER_TICK: u32 = 0;
 
 #[inline(always)]
 pub(crate) fn flow_bucket_mask() -> u32 {
@@ -145,6 +149,11 @@ pub(crate) fn fragment_ticks() -> u32 {
     constant(&FRAGMENT_TICKS)
 }
 
+#[inline(always)]
+pub(crate) fn errors_per_tick() -> u32 {
+    constant(&ERRORS_PER_TICK)
+}
+
 /// Ticks by the four bits of a flow's state.
 #[inline(always)]
 pub(crate) fn state_ticks(bits: u64) -> u64 {
@@ -169,6 +178,7 @@ struct Scratch {
     parsed: MaybeUninit<Parsed>,
     number: Shared,
     mtu: Shared,
+    errors_sent: Shared,
 }
 
 /// Keeps `parsed` where the verifier knows nothing of it. Else it would follow all that comes after once for each way
@@ -193,6 +203,22 @@ pub(crate) fn scratch() -> Option<&'static Shared> {
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: the pointer is to this CPU's value of a live map.
     Some(unsafe { &(*scratch).number })
+}
+
+/// What would fit where this CPU's packet does not.
+#[inline(always)]
+pub(crate) fn mtu() -> Option<&'static Shared> {
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: the pointer is to this CPU's value of a live map.
+    Some(unsafe { &(*scratch).mtu })
+}
+
+/// This CPU's account of the errors it has sent.
+#[inline(always)]
+pub(crate) fn errors_sent() -> Option<&'static Shared> {
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: the pointer is to this CPU's value of a live map.
+    Some(unsafe { &(*scratch).errors_sent })
 }
 
 /// Counts a packet that is not forwarded.
@@ -231,15 +257,6 @@ pub(crate) fn backend_hop(place: u32) -> Option<&'static HopRecord> {
 pub(crate) fn client_hop(place: u32) -> Option<&'static HopRecord> {
     // SAFETY: the pointer is to this CPU's value of a map that is never freed while the program runs.
     CLIENT_HOPS.get_ptr(place).map(|record| unsafe { &*record })
-}
-
-/// Keeps what fits where this CPU's packet does not.
-#[inline(always)]
-pub(crate) fn note_mtu(mtu: u32) {
-    if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
-        // SAFETY: the pointer is to this CPU's value of a live map.
-        unsafe { (*scratch).mtu.store(mtu as u64) };
-    }
 }
 
 /// Goes on in another program of the TC hook; comes back only when it is missing.

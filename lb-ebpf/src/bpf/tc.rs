@@ -6,10 +6,13 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{
+        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
     helpers::{
-        bpf_csum_diff, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_pull_data,
-        bpf_skb_store_bytes,
+        bpf_csum_diff, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
+        bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -19,18 +22,22 @@ use lb_common::{
     reason::{Action, Reason},
 };
 use lb_ebpf::{
-    packet::{Edit, Link, Packet, Side, TransportEdit},
+    packet::{Answerable, Edit, Link, Packet, Side, TransportEdit},
     parse::{IP_OFFSET, Parsed},
     pipeline::{Decided, Exit},
     rewrite::address_offset,
+    too_big::HEADERS_MAX,
     wire::{DESTINATION_PORT_OFFSET, IpHeader, Ipv4, Ipv6, SOURCE_PORT_OFFSET, checksum::Sum, checksum_offset},
 };
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Context, maps, note::Note};
 
 /// Bytes that are made directly readable when the packet has them: Ethernet, IPv6, a few extension headers, TCP.
 const HEADERS: u32 = 128;
+
+/// Bytes that the kernel sums in one call.
+const SUMMED_MAX: usize = 512;
 
 /// The kernel's word for a packet to the device's own address (`linux/if_packet.h`).
 const PACKET_HOST: u32 = 0;
@@ -105,10 +112,16 @@ impl<'c> TcPacket<'c> {
     /// The packet of `context`, its headers in reach.
     #[inline(always)]
     pub(crate) fn new(context: &'c TcContext) -> Self {
+        Self::with_reach(context, HEADERS)
+    }
+
+    /// The packet of `context`, so many bytes of it in reach when it has them.
+    #[inline(always)]
+    pub(crate) fn with_reach(context: &'c TcContext, reach: u32) -> Self {
         let length = context.len();
         let linear = context.data_end() - context.data();
-        if linear < HEADERS as usize && linear < length as usize {
-            let wanted = if length < HEADERS { length } else { HEADERS };
+        if linear < reach as usize && linear < length as usize {
+            let wanted = if length < reach { length } else { reach };
             // Where it fails, the headers that are out of reach count as truncated.
             // SAFETY: the helper takes the context; every pointer into the packet is derived anew afterwards.
             unsafe { bpf_skb_pull_data(context.skb.skb, wanted) };
@@ -146,6 +159,13 @@ impl<'c> TcPacket<'c> {
             )
         };
         accepted(result)
+    }
+
+    /// Puts so many bytes behind the link-layer header, or takes them away there.
+    #[inline(always)]
+    fn make_room(&mut self, bytes: i32) -> Result<(), Reason> {
+        // SAFETY: the helper checks the lengths itself; every pointer into the packet is derived anew afterwards.
+        accepted(unsafe { bpf_skb_adjust_room(self.context.skb.skb, bytes, BPF_ADJ_ROOM_MAC, 0) })
     }
 
     #[inline(always)]
@@ -271,6 +291,31 @@ impl Packet for TcPacket<'_> {
     }
 }
 
+impl Answerable for TcPacket<'_> {
+    #[inline(always)]
+    fn sum<const LENGTH: usize>(&self, offset: usize) -> Option<Sum> {
+        const { assert!(LENGTH <= 3 * SUMMED_MAX) };
+        let start = self.at::<[u8; LENGTH]>(offset)?.cast::<u8>();
+        let sum = Sum::default().add(sum_of::<LENGTH>(start, 0));
+        let sum = sum.add(sum_of::<LENGTH>(start, SUMMED_MAX)).add(sum_of::<LENGTH>(start, 2 * SUMMED_MAX));
+        Some(sum)
+    }
+
+    /// A packet whose sum is unfinished would have it finished where it leaves, and the sum of what encloses it be wrong.
+    /// The kernel takes it for a packet without one as soon as the place where the sum starts has been taken out of it;
+    /// so the headers are taken out and put back.
+    #[inline(always)]
+    fn enclose<T: IntoBytes + Immutable>(&mut self, kept: usize, header: &T) -> Result<(), Reason> {
+        let headers: [u32; HEADERS_MAX / 4] = self.read(IP_OFFSET).ok_or(Reason::RewriteRefused)?;
+        // SAFETY: the helper checks the length itself. What was to be cut into segments is one packet after it.
+        accepted(unsafe { bpf_skb_change_tail(self.context.skb.skb, (IP_OFFSET + kept) as u32, 0) })?;
+        self.make_room(-(HEADERS_MAX as i32))?;
+        self.make_room((size_of::<T>() + HEADERS_MAX) as i32)?;
+        self.write_summed(IP_OFFSET, header)?;
+        self.write_summed(IP_OFFSET + size_of::<T>(), &headers)
+    }
+}
+
 /// RFC 768: a UDP checksum of zero means none and stays so; a sum that comes out as zero is sent as all ones.
 #[inline(always)]
 const fn zero_flag(protocol: Protocol) -> u64 {
@@ -278,6 +323,18 @@ const fn zero_flag(protocol: Protocol) -> u64 {
         Protocol::UDP => BPF_F_MARK_MANGLED_0 as u64,
         Protocol(_) => 0,
     }
+}
+
+/// The sum of what lies at `from` and after it, of `LENGTH` readable bytes, as far as the helper goes at once.
+#[inline(always)]
+fn sum_of<const LENGTH: usize>(start: *mut u8, from: usize) -> u32 {
+    let rest = LENGTH.saturating_sub(from);
+    let length = if rest > SUMMED_MAX { SUMMED_MAX } else { rest };
+    if length == 0 {
+        return 0;
+    }
+    // SAFETY: the caller has compared the end of all `LENGTH` bytes, of which these are a part.
+    unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, start.add(from).cast(), length as u32, 0) as u32 }
 }
 
 #[inline(always)]

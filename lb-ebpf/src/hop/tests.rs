@@ -1,7 +1,7 @@
 use lb_common::{addr::Family, device::HOPS};
 
 use super::*;
-use crate::testing::{Cpu, Maps};
+use crate::testing::{ARRIVED_BY, Cpu, Maps};
 
 const MTU: u32 = 1400;
 
@@ -41,13 +41,14 @@ fn what_is_kept_is_believed_until_its_time_is_over_or_the_network_has_changed() 
     let cpu = Cpu::new(&maps, 1);
     hop(&cpu, [10, 0, 0, 1]);
     let record: [u64; 8] = std::array::from_fn(|at| {
-        cpu.client_hop(Key::new(&query([10, 0, 0, 1]).destination, 1, 1).place()).expect("a record")[at].load()
+        cpu.client_hop(Key::new(&query([10, 0, 0, 1]).destination, ARRIVED_BY, 1).place()).expect("a record")[at].load()
     });
     drop(cpu);
     maps.route = Route::Link { ifindex: 8, link: link(2), mtu: MTU };
     let again = |maps: &Maps, client| {
         let cpu = Cpu::new(maps, 1);
-        let kept = cpu.client_hop(Key::new(&query([10, 0, 0, 1]).destination, 1, 1).place()).expect("a record");
+        let kept =
+            cpu.client_hop(Key::new(&query([10, 0, 0, 1]).destination, ARRIVED_BY, 1).place()).expect("a record");
         kept.iter().zip(record).for_each(|(word, value)| word.store(value));
         hop(&cpu, client).ifindex
     };
@@ -93,7 +94,7 @@ fn an_address_that_the_kernel_has_still_to_learn_is_asked_for_each_time() {
         let unresolved = hop(&cpu, [10, 0, 0, 1]);
         assert_eq!((unresolved.is_resolved, unresolved.mtu), (false, u32::MAX));
     }
-    let key = Key::new(&query([10, 0, 0, 1]).destination, 1, 1);
+    let key = Key::new(&query([10, 0, 0, 1]).destination, ARRIVED_BY, 1);
     assert_eq!(cpu.client_hop(key.place()).expect("a record")[0].load(), 0, "nothing is kept");
 }
 

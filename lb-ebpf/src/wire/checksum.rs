@@ -34,6 +34,19 @@ impl Sum {
         self.exchange(old as u16, new as u16).exchange((old >> 16) as u16, (new >> 16) as u16)
     }
 
+    /// The sum with two words more, as they lie in memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn add(self, words: u32) -> Self {
+        Self(self.0 + (words & 0xffff) + (words >> 16))
+    }
+
+    /// The checksum field of all that is in this sum.
+    #[inline(always)]
+    pub const fn finish(self) -> u16 {
+        !self.fold()
+    }
+
     /// The checksum field that held `field` before the words in this sum were exchanged.
     #[inline(always)]
     pub const fn apply(self, field: u16) -> u16 {
@@ -72,7 +85,7 @@ impl PseudoSum {
     }
 }
 
-/// The checksum of bytes, computed anew. For tests and for packets made here; the data path only ever follows changes.
+/// The checksum of bytes, computed anew, for tests.
 pub fn checksum(bytes: impl IntoIterator<Item = u8>) -> u16 {
     let mut sum = 0_u32;
     let mut high = true;

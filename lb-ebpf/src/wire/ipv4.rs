@@ -1,12 +1,12 @@
 //! IPv4 (RFC 791).
 
 use lb_common::addr::{Addr, Protocol};
-use zerocopy::{FromBytes, Immutable, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::IpHeader;
+use super::{IpHeader, OWN_HOPS, checksum::Sum};
 
 /// The header without its options.
-#[derive(Clone, Copy, FromBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Ipv4 {
     version_and_length: u8,
@@ -25,6 +25,33 @@ impl Ipv4 {
     /// Bytes from the header's start to its checksum.
     pub const CHECKSUM_OFFSET: usize = 10;
     const LENGTH_MIN: usize = 20;
+
+    /// The header of a packet that is made here, which no router may cut. Both addresses are of IPv4.
+    #[inline(always)]
+    pub fn new(service: u8, protocol: Protocol, total_length: u16, source: &Addr, destination: &Addr) -> Self {
+        let mut header = Self {
+            version_and_length: 0x45,
+            service,
+            total_length: total_length.to_be(),
+            // RFC 6864, section 4.1: nothing identifies what is never a fragment.
+            identification: 0,
+            fragment: 0x4000_u16.to_be(),
+            time_to_live: OWN_HOPS,
+            protocol,
+            checksum: 0,
+            source: source.v4_word(),
+            destination: destination.v4_word(),
+        };
+        let words = [header.version_and_service(), header.total_length, header.fragment, header.hop_word(OWN_HOPS)];
+        let addresses = Sum::default().add(header.source).add(header.destination);
+        header.checksum = words.into_iter().fold(addresses, |sum, word| sum.add(word as u32)).finish();
+        header
+    }
+
+    #[inline(always)]
+    fn version_and_service(&self) -> u16 {
+        u16::from_ne_bytes([self.version_and_length, self.service])
+    }
 
     /// Bytes of the header, its options included.
     #[inline(always)]

@@ -1,16 +1,16 @@
 //! IPv6 and the extension headers that may stand before the transport header (RFC 8200).
 
 use lb_common::addr::{Addr, Protocol};
-use zerocopy::{FromBytes, Immutable, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::IpHeader;
+use super::{IpHeader, OWN_HOPS};
 
 /// The fixed header.
-#[derive(Clone, Copy, FromBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Ipv6 {
-    version: u8,
-    class_and_flow: [u8; 3],
+    /// One word: the compiler clears single bytes by a call of a loop.
+    version_class_and_flow: u32,
     payload_length: u16,
     next_header: Protocol,
     hop_limit: u8,
@@ -21,6 +21,19 @@ pub struct Ipv6 {
 impl Ipv6 {
     /// Bytes of the header.
     pub const LENGTH: usize = 40;
+
+    /// The header of a packet that is made here.
+    #[inline(always)]
+    pub fn new(next_header: Protocol, payload_length: u16, source: &Addr, destination: &Addr) -> Self {
+        Self {
+            version_class_and_flow: (6_u32 << 28).to_be(),
+            payload_length: payload_length.to_be(),
+            next_header,
+            hop_limit: OWN_HOPS,
+            source: source.0,
+            destination: destination.0,
+        }
+    }
 
     /// What follows the header.
     #[inline(always)]
@@ -36,7 +49,7 @@ impl IpHeader for Ipv6 {
 
     #[inline(always)]
     fn is_sound(&self, available: usize) -> bool {
-        self.version >> 4 == 6 && self.total(available) <= available
+        u32::from_be(self.version_class_and_flow) >> 28 == 6 && self.total(available) <= available
     }
 
     #[inline(always)]

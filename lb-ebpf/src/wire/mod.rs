@@ -7,6 +7,7 @@ use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 pub mod ipv4;
 pub mod ipv6;
+pub mod icmp;
 pub mod checksum;
 
 pub use ipv4::Ipv4;
@@ -34,6 +35,9 @@ pub trait IpHeader: FromBytes + Copy {
     /// Time to live, or hop limit.
     fn hop_limit(&self) -> u8;
 }
+
+/// The hop limit of packets that are made here (RFC 1700).
+pub const OWN_HOPS: u8 = 64;
 
 /// Ethernet II.
 #[derive(Clone, Copy, FromBytes, Immutable, KnownLayout)]

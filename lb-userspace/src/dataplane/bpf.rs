@@ -11,7 +11,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions,
+    Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions, TestRunResult,
     maps::{MapError, ProgramArray},
     programs::{Program as Loaded, ProgramError, SchedClassifier, Xdp},
 };
@@ -164,7 +164,7 @@ struct Family {
 
 /// Those of traffic control.
 const OF_TC: Family =
-    Family { is_early: false, array: PROGRAMS[0], tails: &["begin_flow", "query"], others: &[READ_JIFFIES] };
+    Family { is_early: false, array: PROGRAMS[0], tails: &["begin_flow", "query", "too_big"], others: &[READ_JIFFIES] };
 
 /// Those of XDP.
 const OF_XDP: Family =
@@ -286,7 +286,8 @@ impl Bpf {
     pub fn jiffies(&self) -> Result<u32, DataplaneError> {
         // Any packet will do, but a test run wants an Ethernet header and something in it.
         let packet = [0; 64];
-        self.test_run(READ_JIFFIES, TestRunOptions { data_in: Some(&packet), ..TestRunOptions::default() })
+        let options = TestRunOptions { data_in: Some(&packet), ..TestRunOptions::default() };
+        self.test_run(READ_JIFFIES, options).map(|result| result.return_value)
     }
 
     /// Runs one packet through an attached program, without a device: its verdict and the packet after it.
@@ -296,8 +297,9 @@ impl Bpf {
     pub fn run_once(&self, program: Program, packet: &[u8]) -> Result<(i32, Vec<u8>), DataplaneError> {
         let mut after = vec![0; packet.len()];
         let options = TestRunOptions { data_in: Some(packet), data_out: Some(&mut after), ..TestRunOptions::default() };
-        let verdict = self.test_run(program.name(), options)?;
-        Ok((verdict.cast_signed(), after))
+        let result = self.test_run(program.name(), options)?;
+        after.truncate(result.data_size_out as usize);
+        Ok((result.return_value.cast_signed(), after))
     }
 
     /// How many instructions the verifier took for each loaded program; a kernel before 5.16 does not tell.
@@ -359,7 +361,7 @@ impl Bpf {
         Ok(())
     }
 
-    fn test_run(&self, name: &str, options: TestRunOptions<'_>) -> Result<u32, DataplaneError> {
+    fn test_run(&self, name: &str, options: TestRunOptions<'_>) -> Result<TestRunResult, DataplaneError> {
         let refused = |error| DataplaneError::Map {
             map: PROGRAMS[0],
             operation: format!("run {name}"),
@@ -370,7 +372,7 @@ impl Bpf {
             Ok(xdp) => xdp.test_run(options),
             Err(_) => <&SchedClassifier>::try_from(program).and_then(|classifier| classifier.test_run(options)),
         };
-        ran.map(|result| result.return_value).map_err(refused)
+        ran.map_err(refused)
     }
 
     fn loaded(&self, name: &str) -> Result<&Loaded, DataplaneError> {
@@ -570,7 +572,8 @@ impl Loading {
             .override_global("STATE_TICKS", &ticks.states, true)
             .override_global("REPLY_TICKS", &ticks.reply, true)
             .override_global("REPLY_SETTLED_TICKS", &ticks.reply_settled, true)
-            .override_global("FRAGMENT_TICKS", &ticks.fragment, true);
+            .override_global("FRAGMENT_TICKS", &ticks.fragment, true)
+            .override_global("ERRORS_PER_TICK", &ticks.errors, true);
         for map in PROGRAMS {
             loader.map_pin_path(map, pins.programs(self.generation, map));
         }

@@ -11,6 +11,7 @@ use lb_common::{
     backend::{BackendId, BackendState},
     flow::{Entry, FlowState, Tick, WAYS, Word},
     fragment::{FRAGMENT_TIMEOUT_SECONDS, FragmentKey, FragmentRecord},
+    limits::{ERRORS_AT_ONCE, ERRORS_PER_SECOND},
     reply::{REPLY_SETTLED_SECONDS, REPLY_TIMEOUT_SECONDS, ReplyWord},
     service::FrontendId,
 };
@@ -29,6 +30,8 @@ pub(super) struct Ticks {
     pub(super) reply_settled: u32,
     /// After a datagram's first fragment.
     pub(super) fragment: u32,
+    /// ICMP errors that one CPU may send in one tick.
+    pub(super) errors: u32,
 }
 
 impl Ticks {
@@ -52,6 +55,7 @@ impl Ticks {
             reply: ticks(REPLY_TIMEOUT_SECONDS),
             reply_settled: ticks(REPLY_SETTLED_SECONDS),
             fragment: ticks(FRAGMENT_TIMEOUT_SECONDS),
+            errors: ((ERRORS_PER_SECOND << Tick::JIFFIES_SHIFT) / jiffies_per_second.max(1)).clamp(1, ERRORS_AT_ONCE),
         }
     }
 }

@@ -16,13 +16,14 @@ use lb_ebpf::{
     parse::{Parsed, parse},
     pipeline::{self, Exit, Hook, Step},
     testing::{Cpu, EarlyPacket, Maps, MemoryPacket},
+    too_big,
 };
 use lb_userspace::{
     dataplane::bpf::Program,
     plan::{Plan, tables::BackendRecord},
 };
 
-use super::{Machine, Outcome, REPLY_LINK};
+use super::{Machine, Outcome, REPLY_LINK, REPLY_MTU};
 
 /// The data path in memory.
 pub struct Host {
@@ -34,7 +35,7 @@ impl Default for Host {
         let mut maps = Maps::new(1024, 1024);
         let words = |mac: [u8; 6]| [0, 2, 4].map(|at| u16::from_ne_bytes([mac[at], mac[at + 1]]));
         let link = Link { destination: words(REPLY_LINK.0), source: words(REPLY_LINK.1) };
-        maps.route = Route::Link { ifindex: 1, link, mtu: 1500 };
+        maps.route = Route::Link { ifindex: 1, link, mtu: REPLY_MTU.into() };
         Self { maps }
     }
 }
@@ -85,8 +86,10 @@ impl Machine for Host {
 
     fn run(&mut self, at: Program, bytes: &[u8]) -> Result<Outcome> {
         let mut packet = MemoryPacket { bytes: bytes.to_vec() };
-        let result = process(&mut packet, &Cpu::new(&self.maps, 1), at);
+        let kernel = Cpu::new(&self.maps, 1);
+        let result = process(&mut packet, &kernel, at);
         Ok(match result {
+            Err(Reason::TooBig) if is_told(&mut packet, &kernel) => Outcome::Told(Reason::TooBig, packet.bytes),
             Ok(Exit::Stack | Exit::Later(_)) => Outcome::Passed(packet.bytes),
             Ok(Exit::Neighbour { .. } | Exit::Peer { .. } | Exit::Link { .. }) => Outcome::Redirected(packet.bytes),
             Err(reason) => Outcome::of(reason),
@@ -112,6 +115,11 @@ fn process(packet: &mut MemoryPacket, kernel: &Cpu<'_>, at: Program) -> Result<E
         },
         Program::EgressClients => pipeline::answer(packet, kernel, &parsed, Hook::Egress),
     }
+}
+
+/// What the program for packets that do not fit does.
+fn is_told(packet: &mut MemoryPacket, kernel: &Cpu<'_>) -> bool {
+    parse(packet).is_ok_and(|parsed| too_big::answer(packet, kernel, &parsed).is_some())
 }
 
 fn process_early(packet: &mut EarlyPacket, kernel: &Cpu<'_>, parsed: &Parsed, at: Program) -> Result<Exit, Reason> {

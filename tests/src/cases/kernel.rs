@@ -21,7 +21,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use super::{Machine, Outcome, REPLY_LINK, capacity};
+use super::{Machine, Outcome, REPLY_LINK, REPLY_MTU, capacity};
 use crate::process::output;
 
 /// The data path in the kernel, with pins of its own.
@@ -50,7 +50,7 @@ pub fn enter() -> Result<()> {
     let (next_hop, own) = (mac(REPLY_LINK.0), mac(REPLY_LINK.1));
     for command in [
         "ip link set lo up".to_owned(),
-        format!("ip link add lab0 address {own} type veth peer name lab1"),
+        format!("ip link add lab0 mtu {REPLY_MTU} address {own} type veth peer name lab1"),
         "ip link set lab0 up".to_owned(),
         "ip link set lab1 up".to_owned(),
         "ip addr add 10.9.0.254/32 dev lab0".to_owned(),
@@ -146,6 +146,7 @@ impl Machine for Kernel {
         self.counted = Some(now);
         let outcome = match (verdict, counted.as_slice()) {
             (TC_ACT_REDIRECT, []) => Outcome::Redirected(after),
+            (TC_ACT_REDIRECT, [reason]) => Outcome::Told(*reason, after),
             (TC_ACT_UNSPEC, []) => Outcome::Passed(after),
             (TC_ACT_UNSPEC, [reason]) => {
                 ensure!(after == bytes, "a packet that is left alone was changed");

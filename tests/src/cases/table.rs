@@ -8,9 +8,11 @@ use lb_common::{
     reason::Reason,
 };
 
-use super::{Case, REPLY_LINK, UDP};
+use super::{Case, REPLY_LINK, REPLY_MTU, UDP};
 use crate::packet::{Packet, eth};
 
+/// Bytes before the IP header.
+const ETHERNET: usize = 14;
 const CLIENT4: &str = "10.9.0.1";
 const FRONTEND4: &str = "10.9.0.2";
 const BACKEND4: &str = "10.100.13.2";
@@ -93,6 +95,7 @@ pub fn cases() -> Vec<Case> {
         cases.extend(stack(&ends, name));
         cases.extend(fragments(&ends, name));
         cases.extend(refusals(&ends, name));
+        cases.extend(sizes(&ends, name));
     }
     cases.extend(ipv4_only());
     cases.extend(ipv6_only());
@@ -163,6 +166,44 @@ fn completing(ends: &Ends) -> Vec<u8> {
     let blank = ends.forwarded().udp(4000, 53).payload(&[0; 2]).bytes();
     let at = blank.len() - 4;
     blank[at..at + 2].to_vec()
+}
+
+fn sizes(ends: &Ends, name: Name) -> Vec<Case> {
+    let room = usize::from(REPLY_MTU) + ETHERNET - ends.answer().tcp(53, 4000).bytes().len();
+    let segment = |bytes: usize| ends.answer().tcp(53, 4000).flags(0x12).payload(&vec![7; bytes]);
+    let datagram = ends.answer().udp(53, 4000).payload(&[7; 1600]);
+    let with_more_headers = ends.answer().options(10).extension(60).extension(60).tcp(53, 4000).payload(&[7; 1600]);
+    let later = ends.answer().later_fragment(99, 8, UDP).payload(&[7; 1600]);
+    vec![
+        Case::new(name(
+            "a segment that is too big for its client is told of to its backend, v4",
+            "a segment that is too big for its client is told of to its backend, v6",
+        ))
+        .given(&ends.one_backend(""))
+        .packet(ends.query().tcp(4000, 53).syn())
+        .sends(ends.forwarded().tcp(4000, 53).syn())
+        .reply(segment(room))
+        .sends(ends.returned().tcp(53, 4000).flags(0x12).payload(&vec![7; room]))
+        .reply(segment(room + 1))
+        .is_answered_as_too_big(&segment(room + 1), REPLY_MTU)
+        .reply(with_more_headers.clone())
+        .is_answered_as_too_big(&with_more_headers, REPLY_MTU),
+        Case::new(name(
+            "a datagram that is too big for its client is told of to its backend, v4",
+            "a datagram that is too big for its client is told of to its backend, v6",
+        ))
+        .given(&ends.one_backend(""))
+        .packet(ends.query().udp(4000, 53).payload(b"query"))
+        .sends(ends.forwarded().udp(4000, 53).payload(b"query"))
+        .reply(datagram.clone())
+        .is_answered_as_too_big(&datagram, REPLY_MTU)
+        .reply(datagram.clone().link([1, 0, 0, 0, 0, 0], [2, 0, 0, 0, 0, 1]))
+        .is(Reason::TooBig)
+        .reply(ends.answer().first_fragment(99).udp(53, 4000))
+        .sends(ends.returned().first_fragment(99).udp(53, 4000))
+        .reply(later)
+        .is(Reason::TooBig),
+    ]
 }
 
 fn flows(ends: &Ends, name: Name) -> Vec<Case> {
