@@ -277,8 +277,8 @@ impl Bpf {
         self.grace.wait().map_err(|source| DataplaneError::Map { map: "all", operation: "wait".to_owned(), source })
     }
 
-    /// A loaded program, to attach.
-    pub(super) fn program(&self, program: Program) -> BorrowedFd<'_> {
+    /// A loaded program, to attach, or to go on in from another one.
+    pub fn program(&self, program: Program) -> BorrowedFd<'_> {
         self.loaded(program.name()).fd().expect("`load` has loaded this program").as_fd()
     }
 
