@@ -11,7 +11,7 @@ use aya_ebpf::{
         TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC,
         xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
     },
-    helpers::bpf_redirect,
+    helpers::{bpf_ktime_get_ns, bpf_redirect},
     macros::{classifier, map, xdp},
     maps::{Array, HashMap, PerCpuArray, ProgramArray},
     programs::{TcContext, XdpContext},
@@ -111,9 +111,26 @@ fn xdp_look_up(context: XdpContext) -> u32 {
 #[inline(always)]
 fn xdp_generate(context: XdpContext) -> u32 {
     match write_next(&context) {
-        // SAFETY: the helper takes numbers only.
-        Some(ifindex) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+        Some(recipe) => {
+            note_time(recipe);
+            // SAFETY: the helper takes numbers only.
+            unsafe { bpf_redirect(recipe.ifindex, 0) as u32 }
+        }
         None => XDP_DROP,
+    }
+}
+
+/// The time of the first frame and of the last: before and after it the kernel makes and takes away what it generates
+/// with, which costs as much as thousands of frames.
+#[inline(always)]
+fn note_time(recipe: &mut Recipe) {
+    recipe.sent += 1;
+    if recipe.sent == 1 {
+        // SAFETY: the helper has no precondition.
+        recipe.began = unsafe { bpf_ktime_get_ns() };
+    } else if recipe.sent == recipe.frames {
+        // SAFETY: as above.
+        recipe.ended = unsafe { bpf_ktime_get_ns() };
     }
 }
 
@@ -196,9 +213,9 @@ unsafe fn write<T>(start: usize, offset: usize, value: T) {
     unsafe { ((start + offset) as *mut T).write_volatile(value) }
 }
 
-/// Writes the headers of the next packet over the last one's; returns the device of the recipe.
+/// Writes the headers of the next packet over the last one's; returns the recipe.
 #[inline(always)]
-fn write_next(frame: &impl Frame) -> Option<u32> {
+fn write_next(frame: &impl Frame) -> Option<&'static mut Recipe> {
     let recipe = RECIPE.get_ptr_mut(0)?;
     let start = reach(frame, REACH)?;
     // SAFETY: the pointer is to a live map value that one CPU at a time works with; the packet's end was compared, and
@@ -221,7 +238,7 @@ fn write_next(frame: &impl Frame) -> Option<u32> {
             Layout::FromClient6 => write_headers::<12, 5, 10>(start, recipe, address, port),
             Layout::ToClient6 => write_headers::<12, 9, 10>(start, recipe, address, port << 16),
         }
-        Some(recipe.ifindex)
+        Some(recipe)
     }
 }
 

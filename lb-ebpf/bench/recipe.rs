@@ -39,6 +39,14 @@ pub struct Recipe {
     pub first_port: u32,
     /// Always zero.
     pub zero: u32,
+    /// How many frames the generator is to send.
+    pub frames: u64,
+    /// How many it has sent.
+    pub sent: u64,
+    /// When it sent the first one, in nanoseconds.
+    pub began: u64,
+    /// When it sent the last one.
+    pub ended: u64,
 }
 
 /// Where the client is in the headers.

@@ -144,7 +144,10 @@ pub fn measure(options: &Options) -> Result<Figures> {
     if has(Part::Stages) {
         (figures.stages, figures.verified) = stages::measure(options, &progress)?;
     }
-    let stands = Stand::set_all(&options.parts, |what| progress.say(what))?;
+    if options.parts.iter().any(|part| *part != Part::Stages) {
+        progress.say("setting up a lab for each way");
+    }
+    let stands = Stand::set_all(&options.parts)?;
     if has(Part::Frames) {
         figures.frames = frames::measure(&stands, options, &progress)?;
     }

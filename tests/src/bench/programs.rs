@@ -1,6 +1,6 @@
 //! The bench's own programs, loaded from the object that `cargo xtask bench` has built.
 
-use std::{env, path::PathBuf, time::Instant};
+use std::{env, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -89,11 +89,11 @@ impl Programs {
         Ok((return_value, duration.as_nanos() as f64))
     }
 
-    /// Sends so many frames out of a device of the current namespace; returns the nanoseconds that each took, and with
-    /// it whatever the kernel did for it on this CPU.
+    /// Sends so many frames, two at least, out of a device of the current namespace; returns the nanoseconds from one to
+    /// the next, in which all happens that the kernel does for them on this CPU.
     pub(super) fn generate(&mut self, stream: &Stream, frames: u32, device: &str) -> Result<f64> {
         let ifindex = if_nametoindex(device).with_context(|| device.to_owned())?;
-        self.write(&Recipe { ifindex, ..stream.recipe })?;
+        self.write(&Recipe { ifindex, frames: u64::from(frames), ..stream.recipe })?;
         let context = arrival(&stream.packet, ifindex);
         let options = TestRunOptions {
             data_in: Some(&stream.packet),
@@ -102,10 +102,10 @@ impl Programs {
             attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
             ..TestRunOptions::default()
         };
-        let program = <&Xdp>::try_from(self.program("xdp_generate")?)?;
-        let start = Instant::now();
-        program.test_run(options).context("live frames")?;
-        Ok(start.elapsed().as_nanos() as f64 / f64::from(frames))
+        <&Xdp>::try_from(self.program("xdp_generate")?)?.test_run(options).context("live frames")?;
+        let Recipe { sent, began, ended, .. } = self.read()?;
+        ensure!(sent == u64::from(frames), "{sent} frames generated instead of {frames}");
+        Ok((ended - began) as f64 / f64::from(frames - 1))
     }
 
     /// Attaches a program where a device receives; it goes with this value.
@@ -132,12 +132,20 @@ impl Programs {
 
     fn write(&mut self, recipe: &Recipe) -> Result<()> {
         let map = self.ebpf.map_mut("RECIPE").context("no map RECIPE")?;
-        let words: [u64; size_of::<Recipe>() / size_of::<u64>()] = transmute!(*recipe);
-        let mut map: Array<_, [u64; size_of::<Recipe>() / size_of::<u64>()]> = map.try_into()?;
-        ensure!(map.len() == 1, "{} recipes", map.len());
+        let mut map: Array<_, Words> = map.try_into()?;
+        let words: Words = transmute!(*recipe);
         Ok(map.set(0, words, 0)?)
     }
+
+    fn read(&self) -> Result<Recipe> {
+        let map = self.ebpf.map("RECIPE").context("no map RECIPE")?;
+        let map: Array<_, Words> = map.try_into()?;
+        Ok(transmute!(map.get(&0, 0)?))
+    }
 }
+
+/// A recipe as aya takes it.
+type Words = [u64; size_of::<Recipe>() / size_of::<u64>()];
 
 /// The hook that a program is for, by the names in the object.
 fn hook(program: &str) -> Hook {

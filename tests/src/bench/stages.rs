@@ -8,6 +8,7 @@
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    panic::resume_unwind,
     path::{Path, PathBuf},
     sync::atomic::Ordering,
     thread,
@@ -154,7 +155,7 @@ pub(super) fn measure(options: &Options, progress: &Progress) -> Result<(Vec<Sta
         Ok((bench.measure(options, progress)?, bench.verified()?))
     };
     // On a thread of its own, which leaves the host's namespaces for good.
-    thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+    thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|payload| resume_unwind(payload))
 }
 
 struct Bench {

@@ -1,7 +1,11 @@
 //! The ways that are compared. Each has a lab of its own, which stays up for as long as it is measured: so rounds take
 //! turns without anything being set up in between, and nothing that one way leaves behind meets another.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    panic::resume_unwind,
+    thread,
+};
 
 use anyhow::{Context as _, Result};
 
@@ -119,14 +123,17 @@ impl Stand {
         Ok(Self { way, lab, client_side, gateway, _servers: servers, _evenkeel: evenkeel, _reference: reference })
     }
 
-    /// Sets up every way of which one of these parts is measured.
-    pub(super) fn set_all(parts: &[Part], mut say: impl FnMut(&str)) -> Result<Vec<Self>> {
+    /// Sets up every way of which one of these parts is measured, all at once, because each waits a lot.
+    pub(super) fn set_all(parts: &[Part]) -> Result<Vec<Self>> {
         let is_measured = |way: &&Way| way.parts.iter().any(|part| parts.contains(part));
-        let set = |way: &Way| {
-            say(&format!("setting up {}", way.name));
-            Self::set(*way, parts).with_context(|| way.name.to_owned())
-        };
-        WAYS.iter().filter(is_measured).map(set).collect()
+        let set = |way: &'static Way| Self::set(*way, parts).with_context(|| way.name.to_owned());
+        thread::scope(|scope| {
+            let threads: Vec<_> = WAYS.iter().filter(is_measured).map(|way| scope.spawn(move || set(way))).collect();
+            let stands =
+                threads.into_iter().map(|thread| thread.join().unwrap_or_else(|payload| resume_unwind(payload)));
+            // All are waited for, so that none is still set up while what an error leaves is taken away.
+            stands.collect::<Vec<_>>().into_iter().collect()
+        })
     }
 
     /// Where the client sends its queries.

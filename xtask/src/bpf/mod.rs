@@ -80,13 +80,21 @@ pub fn build_bench(toolchain: &Toolchain) -> Result<PathBuf> {
 }
 
 fn build_binary(toolchain: &Toolchain, binary: &str) -> Result<PathBuf> {
-    let folder = folders::target().join("bpf");
-    run(&mut cargo(toolchain, "build", binary, &folder, &[]))?;
-    let object = folder.join(versions::BPF_TARGET).join("bpf").join(binary);
+    run(&mut cargo(toolchain, "build", binary, &folder(), &[]))?;
+    let object = object(binary);
     let bytes = fs::read(&object).with_context(|| format!("{} was built but cannot be read", object.display()))?;
     gate::check(&bytes).with_context(|| format!("{}", object.display()))?;
     gate::check_speed(&bytes).with_context(|| format!("{}", object.display()))?;
     Ok(object)
+}
+
+/// Returns where the object of one of the binaries is, once it is built.
+pub fn object(binary: &str) -> PathBuf {
+    folder().join(versions::BPF_TARGET).join("bpf").join(binary)
+}
+
+fn folder() -> PathBuf {
+    folders::target().join("bpf")
 }
 
 /// Returns the command that lets the chosen toolchain do `verb` (`build`, `clippy`) to one of the kernel half's binaries.
