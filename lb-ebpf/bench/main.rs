@@ -297,7 +297,7 @@ fn is_parsed(frame: &impl Frame) -> bool {
 #[inline(always)]
 fn is_known(frame: &impl Frame) -> bool {
     // SAFETY: nobody changes the map while the program runs.
-    parse(frame).is_some_and(|key| unsafe { KNOWN.get(&key) }.is_some())
+    parse(frame).is_some_and(|key| unsafe { KNOWN.get(key) }.is_some())
 }
 
 /// Whether this is IPv4 and UDP to the port of DNS.

@@ -112,7 +112,7 @@ pub struct Queries {
     /// By which way.
     pub way: &'static str,
     /// From how many sockets.
-    pub sockets: usize,
+    pub sockets: u32,
     /// As many a second as came back.
     pub per_second: Samples,
     /// Microseconds within which half came back, at a rate that all ways can take.
@@ -149,17 +149,24 @@ impl Figures {
 
     /// What is not as it has to be for the figures to mean anything.
     pub fn faults(&self) -> Vec<String> {
-        let lost_frames = self
-            .frames
-            .iter()
-            .filter(|row| row.delivered != row.sent)
-            .map(|row| format!("frames, {}, {} flows: {} of {} came", row.way, row.flows, row.delivered, row.sent));
+        let lost_frames = self.frames.iter().filter(|row| row.delivered != row.sent).map(|row| {
+            format!("frames, {}, {}: {} of {} came", row.way, counted(row.flows, "flow"), row.delivered, row.sent)
+        });
         let lost_trips = self.round_trips.iter().filter(|row| row.lost > 0);
         let lost_trips = lost_trips.map(|row| format!("ping-pong, {}: {} without an answer", row.way, row.lost));
         let lost_queries = self.queries.iter().filter(|row| row.lost > 0);
-        let lost_queries = lost_queries
-            .map(|row| format!("dnsperf, {}, {} sockets: {} without an answer", row.way, row.sockets, row.lost));
+        let lost_queries = lost_queries.map(|row| {
+            format!("dnsperf, {}, {}: {} without an answer", row.way, counted(row.sockets, "socket"), row.lost)
+        });
         lost_frames.chain(lost_trips).chain(lost_queries).collect()
+    }
+}
+
+/// So many of something.
+pub fn counted(count: impl Into<u64>, what: &str) -> String {
+    match count.into() {
+        1 => format!("1 {what}"),
+        many => format!("{many} {what}s"),
     }
 }
 
@@ -198,6 +205,6 @@ pub(crate) mod tests {
     fn what_did_not_arrive_is_a_fault() {
         let row = |delivered| Frames { way: "w", flows: 1, nanoseconds: Samples::default(), sent: 10, delivered };
         let figures = Figures { frames: vec![row(10), row(9)], ..Figures::default() };
-        assert_eq!(figures.faults(), ["frames, w, 1 flows: 9 of 10 came"]);
+        assert_eq!(figures.faults(), ["frames, w, 1 flow: 9 of 10 came"]);
     }
 }

@@ -105,6 +105,6 @@ mod tests {
         assert_eq!(value["frames"][0]["per_second"], 1_250_000.0);
         assert_eq!(value["targets"].as_array().unwrap().len(), TARGETS.len());
         assert_eq!(value["targets"][0]["verdict"], "not measured");
-        assert_eq!(value["faults"], json!(["frames, w, 1 flows: 7 of 8 came"]));
+        assert_eq!(value["faults"], json!(["frames, w, 1 flow: 7 of 8 came"]));
     }
 }

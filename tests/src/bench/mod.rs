@@ -93,7 +93,7 @@ impl Default for Options {
             runs: 200_000,
             frames: 400_000,
             round_trips: 20_000,
-            queries: End::Seconds(3),
+            queries: End::Seconds(2),
             is_quick: false,
             json: None,
             svg: None,
@@ -119,7 +119,7 @@ impl Options {
 /// Measures, prints and writes; says whether all that was sent arrived. A target that is missed is told, and no fault.
 ///
 /// # Errors
-/// As [`measure`] and [`write`].
+/// As [`measure`] and [`write()`].
 pub fn run(options: &Options) -> Result<bool> {
     let figures = measure(options)?;
     let mut stdout = io::stdout();

@@ -13,7 +13,7 @@ use super::{
 use crate::dnsperf::{Dnsperf, End};
 
 /// From how many sockets.
-const SOCKETS: [usize; 2] = [1, 20];
+const SOCKETS: [u32; 2] = [1, 20];
 
 /// Queries a second at which the time of each is taken. dnsperf writes a line for each, which it must have time for.
 const RATE: usize = 10_000;
@@ -41,14 +41,14 @@ pub(super) fn measure(stands: &[Stand], options: &Options, progress: &Progress) 
     Ok(rows)
 }
 
-fn row(way: &'static str, sockets: usize) -> Queries {
+fn row(way: &'static str, sockets: u32) -> Queries {
     let none = Samples::default;
     Queries { way, sockets, per_second: none(), p50: none(), p99: none(), lost: 0 }
 }
 
 fn ask(stand: &Stand, row: &mut Queries, end: End) -> Result<()> {
     let client = &stand.lab.client().namespace;
-    let all = Dnsperf { clients: row.sockets, end, ..Dnsperf::to(stand.server()) };
+    let all = Dnsperf { clients: row.sockets as usize, end, ..Dnsperf::to(stand.server()) };
     let report = all.run(&stand.lab, client)?;
     row.per_second.add(report.per_second);
     let paced = Dnsperf { rate: Some(RATE), tells_each: true, ..all };

@@ -235,8 +235,10 @@ impl Bench {
             return Ok(nanoseconds);
         };
         let runs = row.kind.at_most(runs);
-        let (_, nanoseconds) =
-            self.expect(row.kind, runs, |bench| bench.programs.run(front, &stream, runs, ifindex))?;
+        let run = |bench: &mut Self| bench.programs.run(front, &stream, runs, ifindex);
+        let (verdict, nanoseconds) = self.expect(row.kind, runs, run)?;
+        let expected = row.verdict();
+        ensure!(verdict == expected, "verdict {} instead of {}", verdict.cast_signed(), expected.cast_signed());
         Ok(nanoseconds)
     }
 
@@ -331,6 +333,28 @@ const fn passes(hook: Hook) -> u32 {
     match hook {
         Hook::Tc => 0,
         Hook::Xdp => 2,
+    }
+}
+
+impl Row {
+    /// What one of Evenkeel's programs says: to send the packet on by itself, or to let it pass.
+    const fn verdict(&self) -> u32 {
+        const TC_ACT_REDIRECT: u32 = 7;
+        const TC_ACT_UNSPEC: u32 = u32::MAX;
+        const XDP_REDIRECT: u32 = 4;
+        match (self.hook, self.is_sent()) {
+            (Hook::Tc, true) => TC_ACT_REDIRECT,
+            (Hook::Tc, false) => TC_ACT_UNSPEC,
+            (Hook::Xdp, true) => XDP_REDIRECT,
+            (Hook::Xdp, false) => passes(Hook::Xdp),
+        }
+    }
+
+    const fn is_sent(&self) -> bool {
+        match (self.exit, self.kind) {
+            (Stack, _) | (Peer, NotOurs | NotFromBackend) => false,
+            (Peer, KnownFlow | NewFlow | FlowAnswer | KnownPair | NewPair | PairAnswer) => true,
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use lb_common::addr::Family;
 
-use super::figures::Figures;
+use super::figures::{EMPTY, Figures, counted};
 
 /// Bars under one heading, and what they are of.
 struct Panel {
@@ -20,8 +20,8 @@ struct Group {
     bars: Vec<Option<f64>>,
 }
 
-const WIDTH: usize = 860;
-const LABELS: usize = 290;
+const WIDTH: usize = 900;
+const LABELS: usize = 330;
 /// Where the longest bar ends; its figure is behind it.
 const LONGEST: usize = WIDTH - LABELS - 90;
 const BAR: usize = 12;
@@ -60,6 +60,7 @@ fn heading(figures: &Figures) -> Vec<String> {
         format!("Linux {}, {} × {}, {} rounds", machine.kernel, machine.cpus, machine.cpu, figures.rounds),
         "Two bars that differ by less than a fifth are alike.".to_owned(),
     ];
+    lines.extend(machine.mitigations.iter().map(|(fault, what)| format!("{fault}: {what}")));
     if figures.is_quick {
         lines.push("A quick run: no figure means anything.".to_owned());
     }
@@ -71,7 +72,7 @@ fn panels(figures: &Figures) -> Vec<Panel> {
 }
 
 fn stages(figures: &Figures) -> Panel {
-    let of_v4 = figures.stages.iter().filter(|row| row.family == Family::V4);
+    let of_v4 = figures.stages.iter().filter(|row| row.family == Family::V4 && row.name != EMPTY);
     let groups = of_v4.map(|row| {
         let v6 = figures.stages.iter().find(|other| {
             (other.family, other.hook, other.name, other.clients) == (Family::V6, row.hook, row.name, row.clients)
@@ -109,7 +110,7 @@ fn frames(figures: &Figures) -> Panel {
     flows.dedup();
     Panel {
         title: "Frames one way: thousands a second, on one CPU with generator and sink (more is better)".to_owned(),
-        series: flows.iter().map(|flows| format!("{flows} flows")).collect(),
+        series: flows.iter().map(|flows| counted(*flows, "flow")).collect(),
         groups: by_way(figures.frames.iter(), |row| row.way, |row| Some(1e6 / row.nanoseconds.least()?)),
     }
 }
@@ -127,12 +128,12 @@ fn round_trips(figures: &Figures) -> Panel {
 }
 
 fn queries(figures: &Figures) -> Panel {
-    let mut sockets: Vec<usize> = figures.queries.iter().map(|row| row.sockets).collect();
+    let mut sockets: Vec<u32> = figures.queries.iter().map(|row| row.sockets).collect();
     sockets.sort_unstable();
     sockets.dedup();
     Panel {
         title: "dnsperf against four BINDs: thousands of queries a second (more is better)".to_owned(),
-        series: sockets.iter().map(|sockets| format!("{sockets} sockets")).collect(),
+        series: sockets.iter().map(|sockets| counted(*sockets, "socket")).collect(),
         groups: by_way(figures.queries.iter(), |row| row.way, |row| Some(row.per_second.median()? / 1000.0)),
     }
 }
@@ -187,7 +188,7 @@ fn text(body: &mut String, x: usize, y: usize, class: &str, words: &str) {
 mod tests {
     use super::*;
     use crate::bench::{
-        figures::{EMPTY, Frames, Hook, tests::stage},
+        figures::{Frames, Hook, tests::stage},
         samples::Samples,
     };
 

@@ -190,7 +190,7 @@ mod tests {
             line("ours"),
             format!("{:34}{:>6}{:>11}{:>11}{:>11}{:>11}{:>11}{:>11}", "ours", 1, 800, 800, 1250000, "2.50", "–", "8/9")
         );
-        assert!(text.contains("frames, ours, 1 flows: 8 of 9 came"), "{text}");
+        assert!(text.contains("frames, ours, 1 flow: 8 of 9 came"), "{text}");
         assert!(line("not measured").contains('–'), "{text}");
     }
 

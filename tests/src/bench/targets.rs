@@ -1,7 +1,7 @@
 //! What Evenkeel is to reach, and whether it did.
 
 use super::{
-    figures::{Figures, Hook},
+    figures::{Figures, Hook, counted},
     stand::{DEFAULT, IPTABLES, NFT, XDP_REDIRECT},
 };
 
@@ -22,7 +22,7 @@ enum Measure {
     /// At most so many times the other way's time within which half of the round trips are over.
     RoundTrip { way: &'static str, beside: &'static str },
     /// At least so many times the other way's queries a second.
-    Queries { way: &'static str, beside: &'static str, sockets: usize },
+    Queries { way: &'static str, beside: &'static str, sockets: u32 },
 }
 
 /// Every target.
@@ -82,11 +82,11 @@ impl Target {
         match self.what {
             Measure::Stage(hook, name) => format!("{name} at {}: at most {limit} ns above empty", hook.name()),
             Measure::Frames { way, beside, flows } => {
-                format!("frames, {flows} flows: {way} at least {limit} x {beside}")
+                format!("frames, {}: {way} at least {limit} x {beside}", counted(flows, "flow"))
             }
             Measure::RoundTrip { way, beside } => format!("ping-pong p50: {way} at most {limit} x {beside}"),
             Measure::Queries { way, beside, sockets } => {
-                format!("dnsperf, {sockets} sockets: {way} at least {limit} x {beside}")
+                format!("dnsperf, {}: {way} at least {limit} x {beside}", counted(sockets, "socket"))
             }
         }
     }
