@@ -91,8 +91,11 @@ impl Target {
         }
     }
 
-    /// What was measured of it.
+    /// What was measured of it; nothing by a quick run.
     pub fn reached(&self, figures: &Figures) -> Option<f64> {
+        if figures.is_quick {
+            return None;
+        }
         match self.what {
             Measure::Stage(hook, name) => {
                 let rows = figures.stages.iter().filter(|row| row.hook == hook && row.name == name && row.clients <= 1);
@@ -155,6 +158,8 @@ mod tests {
         check(frames("ours", "theirs", 1, 2.5), &figures, Some(2.5), Verdict::Met);
         check(frames("ours", "theirs", 1, 2.6), &figures, Some(2.5), Verdict::Missed);
         check(frames("ours", "theirs", 4096, 2.5), &figures, None, Verdict::NotMeasured);
+        let quick = Figures { is_quick: true, ..figures };
+        check(frames("ours", "theirs", 1, 2.5), &quick, None, Verdict::NotMeasured);
     }
 
     #[test]
