@@ -37,6 +37,8 @@ pub struct Dnsperf {
     pub outstanding: usize,
     /// How long it waits for each answer.
     pub patience: Duration,
+    /// Whether it tells of each query, for [`Load::finish_with_each`].
+    pub tells_each: bool,
 }
 
 /// When a run of dnsperf ends.
@@ -68,7 +70,7 @@ impl Dnsperf {
     pub fn to(server: SocketAddr) -> Self {
         let (end, patience) = (End::Queries(12_000), Duration::from_secs(2));
         let (port, cpu, rate) = (None, None, None);
-        Self { server, clients: 1, port, cpu, threads: 1, end, rate, outstanding: 100, patience }
+        Self { server, clients: 1, port, cpu, threads: 1, end, rate, outstanding: 100, patience, tells_each: false }
     }
 
     /// Runs it to its end.
@@ -131,6 +133,9 @@ impl Dnsperf {
         if let Some(rate) = self.rate {
             option("-Q", rate.to_string());
         }
+        if self.tells_each {
+            command.arg("-v");
+        }
         Ok(command)
     }
 }
@@ -155,12 +160,27 @@ impl Load {
     ///
     /// # Errors
     /// It does not end in its time, or without a summary.
-    pub fn finish(mut self) -> Result<Report> {
+    pub fn finish(self) -> Result<Report> {
+        self.finish_with_each().map(|(report, _)| report)
+    }
+
+    /// The same, with the seconds that each answer took, where it was asked to tell them.
+    ///
+    /// # Errors
+    /// As [`Load::finish`].
+    pub fn finish_with_each(mut self) -> Result<(Report, Vec<f64>)> {
         let status = self.running.wait(self.limit)?;
         ensure!(status.success(), "dnsperf: {status}: {}", self.running.log_tail());
         let log = self.running.log()?;
-        parse(&log).with_context(|| format!("dnsperf without a summary: {}", self.running.log_tail()))
+        let report = parse(&log).with_context(|| format!("dnsperf without a summary: {}", self.running.log_tail()))?;
+        Ok((report, parse_each(&log)))
     }
+}
+
+/// Each answer has a line: its code, the question, the seconds. That of a query without one ends with the question.
+fn parse_each(log: &str) -> Vec<f64> {
+    let seconds = |line: &str| line.strip_prefix("> ")?.split_whitespace().nth(3)?.parse().ok();
+    log.lines().filter_map(seconds).collect()
 }
 
 fn parse(log: &str) -> Option<Report> {
@@ -185,5 +205,13 @@ mod tests {
                    Queries per second:   59995.0\n\n  Average Latency (s):  0.001623 (min 0.0001, max 0.004)\n";
         let report = Report { sent: 12_000, completed: 11_999, lost: 1, per_second: 59_995.0, latency: 0.001_623 };
         assert_eq!(parse(log), Some(report));
+        assert!(parse_each(log).is_empty());
+    }
+
+    #[test]
+    fn the_time_of_each_answer_is_read() {
+        let log = "[Status] Sending queries (to 127.0.0.1:53)\n> NOERROR who.example.test TXT 0.000192\n\
+                   > T who.example.test TXT\n> NOERROR who.example.test TXT 0.001500\n  Queries sent: 3\n";
+        assert_eq!(parse_each(log), [0.000_192, 0.001_5]);
     }
 }

@@ -1,7 +1,7 @@
 //! The testbed: namespaces with real clients, a balancer and real servers in them, and what they are compared with.
 //!
 //! `lab` builds, `ask`, `dig`, `dnsperf`, `curl` and `datagram` are clients, `bind`, `nginx` and `responder` servers, `reference` holds today's
-//! rules, `evenkeel` runs ours. The scenarios lie in `tests/`.
+//! rules, `evenkeel` runs ours, `bench` measures both. The scenarios lie in `tests/`.
 
 #![deny(unsafe_code)]
 
@@ -31,6 +31,10 @@ pub mod statistic;
 pub mod evenkeel;
 
 pub mod demo;
+
+pub mod bench;
+
+mod paint;
 
 pub mod cases;
 pub mod packet;

@@ -91,11 +91,13 @@ fn kernel_half(toolchain: &Toolchain) -> Result<Ran> {
     let rustc = &toolchain.compiler.rustc.path;
     let has_clippy = rustc.parent().is_some_and(|folder| folder.join("clippy-driver").exists());
     let folder = folders::target().join("bpf-check");
+    let (verb, what) = if has_clippy { ("clippy", "clippy") } else { ("build", "warnings") };
+    for (binary, of) in [(bpf::BINARY, "kernel half"), (bpf::BENCH_BINARY, "the bench's programs")] {
+        step::run(&format!("{what}, {of}"), &mut bpf::cargo(toolchain, verb, binary, &folder, &["-Dwarnings"]))?;
+    }
     if has_clippy {
-        step::run("clippy, kernel half", &mut bpf::cargo(toolchain, "clippy", &folder, &["-Dwarnings"]))?;
         return Ok(Ran::Whole);
     }
-    step::run("warnings, kernel half", &mut bpf::cargo(toolchain, "build", &folder, &["-Dwarnings"]))?;
     Ok(Ran::NotWhole(format!("{} has no clippy, and only its own warnings were looked at", rustc.display())))
 }
 

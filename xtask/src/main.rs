@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build;
 mod check;
 mod demo;
@@ -33,6 +34,8 @@ enum Verb {
     Build(build::Arguments),
     /// Builds a lab of network namespaces and shows Evenkeel beside iptables in it
     Demo(demo::Arguments),
+    /// Measures Evenkeel beside nft, iptables and plain routing
+    Bench(bench::Arguments),
     /// Runs the tests, all rings or a part
     Test(test::Arguments),
     /// Checks format, lints, documentation, dependencies and spelling
@@ -58,6 +61,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Setup => setup::run(),
         Verb::Build(arguments) => build::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Check => check::run(),
         Verb::Mutants(arguments) => mutants::run(&arguments),

@@ -2,11 +2,11 @@
 //! Only this module holds what aya loads.
 
 use std::{
-    cell::OnceCell,
     collections::BTreeMap,
     fs, io,
     os::fd::{AsFd as _, BorrowedFd},
     path::PathBuf,
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -185,7 +185,7 @@ pub struct Bpf {
     ebpf: Ebpf,
     /// The programs of XDP, from when they are first asked for: few hosts want them, and the kernel takes as long for them
     /// as for all others.
-    early: OnceCell<Ebpf>,
+    early: OnceLock<Ebpf>,
     loading: Loading,
     ticks: Ticks,
     grace: Grace,
@@ -236,7 +236,7 @@ impl Bpf {
         let bpf = Self {
             maps: Maps::open(pins, Access::Write)?,
             ebpf,
-            early: OnceCell::new(),
+            early: OnceLock::new(),
             ticks: Ticks::new(loading.settings.jiffies_per_second),
             loading,
             grace,
@@ -326,11 +326,11 @@ impl Bpf {
         self.grace.wait().map_err(|source| DataplaneError::Map { map: "all", operation: "wait".to_owned(), source })
     }
 
-    /// A loaded program, to attach.
+    /// A loaded program, to attach, or to go on in from another one.
     ///
     /// # Errors
     /// When it is one of XDP, which were not loaded yet, and the kernel refuses them.
-    pub(super) fn program(&self, program: Program) -> io::Result<BorrowedFd<'_>> {
+    pub fn program(&self, program: Program) -> io::Result<BorrowedFd<'_>> {
         let loaded = self.loaded(program.name()).map_err(io::Error::other)?;
         Ok(loaded.fd().expect("it was loaded with its family").as_fd())
     }

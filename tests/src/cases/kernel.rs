@@ -73,7 +73,8 @@ pub fn enter() -> Result<()> {
     Ok(())
 }
 
-const PINS: &str = "/sys/fs/bpf";
+/// Where the bpf filesystem of [`enter`] is.
+pub const PINS: &str = "/sys/fs/bpf";
 
 impl Kernel {
     /// An empty data path of the cases' small size.

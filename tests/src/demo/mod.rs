@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use self::table::{Cell, Paint, Row};
+use self::table::{Cell, Row};
 use crate::{
     ask::{Answers, Ask, Ports},
     bind::{Arrivals, Bind, WHO},
@@ -21,6 +21,7 @@ use crate::{
     engine::Engine,
     evenkeel::Evenkeel,
     lab::{FRONTENDS, Lab, Layout},
+    paint::Paint,
     reference::{Reference, Rules},
     statistic,
 };

@@ -1,44 +1,6 @@
 //! The table of the demo: aligned for a person, coloured on a terminal only.
 
-use std::{env, io::IsTerminal};
-
-/// Whether to colour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Paint {
-    is_on: bool,
-}
-
-impl Paint {
-    /// Colours on a terminal whose user has nothing against it.
-    pub(super) fn of(stream: &impl IsTerminal) -> Self {
-        Self { is_on: stream.is_terminal() && env::var_os("NO_COLOR").is_none() }
-    }
-
-    pub(super) fn bold(self, text: &str) -> String {
-        self.paint("1", text)
-    }
-
-    pub(super) fn dim(self, text: &str) -> String {
-        self.paint("2", text)
-    }
-
-    pub(super) fn good(self, text: &str) -> String {
-        self.paint("32", text)
-    }
-
-    pub(super) fn bad(self, text: &str) -> String {
-        self.paint("31", text)
-    }
-
-    fn paint(self, code: &str, text: &str) -> String {
-        if self.is_on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
-    }
-
-    /// Makes room for the next line on a terminal that shows a progress.
-    fn clear(self) -> &'static str {
-        if self.is_on { "\x1b[K" } else { "" }
-    }
-}
+use crate::paint::Paint;
 
 /// What one run came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,8 +79,6 @@ const BETWEEN: &str = "   ";
 mod tests {
     use super::*;
 
-    const PLAIN: Paint = Paint { is_on: false };
-
     fn cell(counts: [usize; 4], asked: usize) -> Cell {
         Cell { counts: counts.to_vec(), asked }
     }
@@ -126,10 +86,10 @@ mod tests {
     #[test]
     fn lines_are_aligned() {
         let row = Row { asked: 100, cells: vec![cell([100, 0, 0, 0], 100), cell([25, 25, 26, 24], 100)] };
-        let head = head(4, PLAIN);
+        let head = head(4, Paint::PLAIN);
         let lines: Vec<_> = head.lines().collect();
         assert_eq!(
-            [lines[1], &row.line(PLAIN)],
+            [lines[1], &row.line(Paint::PLAIN)],
             [
                 " queries    b1    b2    b3    b4  deviation     answered       b1    b2    b3    b4  deviation     answered",
                 "     100   100     0     0     0    300.0 %      100/100       25    25    26    24      4.0 %      100/100",
@@ -146,7 +106,7 @@ mod tests {
 
     #[test]
     fn unanswered_queries_are_red() {
-        let painted = cell([24, 25, 25, 25], 100).text(Paint { is_on: true });
+        let painted = cell([24, 25, 25, 25], 100).text(Paint::COLOURED);
         assert!(painted.contains("\x1b[31m       99/100\x1b[0m"), "{painted:?}");
     }
 }

@@ -38,7 +38,10 @@ pub const COMPILER_VARIABLE: &str = "EVENKEEL_BPF_RUSTC";
 const PACKAGE: &str = "lb-ebpf";
 
 /// Its binary.
-const BINARY: &str = "evenkeel-ebpf";
+pub const BINARY: &str = "evenkeel-ebpf";
+
+/// The programs that `cargo xtask bench` measures with.
+pub const BENCH_BINARY: &str = "evenkeel-bench-ebpf";
 
 /// What a change of makes another object.
 pub const SOURCES: &[&str] =
@@ -64,24 +67,45 @@ pub fn find() -> Result<Toolchain> {
 /// When it does not compile, when the object contains a panic, which the kernel would not load, or when it handles
 /// memory byte by byte.
 pub fn build(toolchain: &Toolchain) -> Result<PathBuf> {
-    let folder = folders::target().join("bpf");
-    run(&mut cargo(toolchain, "build", &folder, &[]))?;
-    let object = folder.join(versions::BPF_TARGET).join("bpf").join(BINARY);
+    build_binary(toolchain, BINARY)
+}
+
+/// Builds what the bench measures with, beside the kernel half, and returns the path of that object.
+///
+/// # Errors
+///
+/// As [`build`].
+pub fn build_bench(toolchain: &Toolchain) -> Result<PathBuf> {
+    build_binary(toolchain, BENCH_BINARY)
+}
+
+fn build_binary(toolchain: &Toolchain, binary: &str) -> Result<PathBuf> {
+    run(&mut cargo(toolchain, "build", binary, &folder(), &[]))?;
+    let object = object(binary);
     let bytes = fs::read(&object).with_context(|| format!("{} was built but cannot be read", object.display()))?;
     gate::check(&bytes).with_context(|| format!("{}", object.display()))?;
     gate::check_speed(&bytes).with_context(|| format!("{}", object.display()))?;
     Ok(object)
 }
 
-/// Returns the command that lets the chosen toolchain do `verb` (`build`, `clippy`) to the kernel half.
+/// Returns where the object of one of the binaries is, once it is built.
+pub fn object(binary: &str) -> PathBuf {
+    folder().join(versions::BPF_TARGET).join("bpf").join(binary)
+}
+
+fn folder() -> PathBuf {
+    folders::target().join("bpf")
+}
+
+/// Returns the command that lets the chosen toolchain do `verb` (`build`, `clippy`) to one of the kernel half's binaries.
 ///
 /// `flags` are added to those of the compiler, such as `-Dwarnings`.
-pub fn cargo(toolchain: &Toolchain, verb: &str, folder: &Path, flags: &[&str]) -> Command {
+pub fn cargo(toolchain: &Toolchain, verb: &str, binary: &str, folder: &Path, flags: &[&str]) -> Command {
     let compiler = &toolchain.compiler;
     let mut command = clean(&compiler.rustc.cargo);
     command
         .current_dir(folders::workspace())
-        .args([verb, "--package", PACKAGE, "--bin", BINARY, "--no-default-features", "--features", "bpf"])
+        .args([verb, "--package", PACKAGE, "--bin", binary, "--no-default-features", "--features", "bpf"])
         .args(["--profile", "bpf", "--target", versions::BPF_TARGET, "--target-dir"])
         .arg(folder);
     if compiler.builds_core {

@@ -11,10 +11,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use xtask::folders;
+use xtask::{bpf, folders};
 
 use crate::{
-    build, machine,
+    bench, build, machine,
     setup::{self, Need},
     test::{
         results::{Counts, Refusal},
@@ -77,6 +77,7 @@ fn prepare(rings: &[Ring], has_root: bool) -> Result<()> {
     if has_root && rings.iter().any(|ring| ring.needs_root) {
         setup::ready(&[Need::Lab])?;
         build::evenkeel(false)?;
+        bpf::build_bench(&bpf::find()?)?;
     }
     Ok(())
 }
@@ -112,6 +113,7 @@ fn run_ring(ring: &Ring, filter: Option<&str>, sudo: Option<&[&str]>, not_passed
         }
         cargo.args(filter.map(|filter| ["--", filter]).into_iter().flatten());
         cargo.env("EVENKEEL_BIN", folders::target().join("debug/evenkeel"));
+        cargo.env(bench::OBJECT_VARIABLE, bpf::object(bpf::BENCH_BINARY));
         let status = for_each_line(&mut cargo, |line| {
             println!("{line}");
             if let Some(result) = results::result(line) {
