@@ -3,7 +3,7 @@
 //! One source for the fuzz target and for the test that replays its corpus. What the bytes stand for is here; how the
 //! maps are filled, what is promised, and the seeds of the corpus are below.
 
-use std::{boxed::Box, cell::RefCell, collections::BTreeSet, vec::Vec};
+use std::{boxed::Box, cell::RefCell, collections::BTreeSet, env, vec::Vec};
 
 use lb_common::{
     backend::{BackendState, Way},
@@ -22,8 +22,11 @@ pub mod seeds;
 use frame::Frame;
 use world::{SETUPS, World};
 
-/// What one run may send, so that each takes a few milliseconds.
-const PACKETS_MAX: usize = 512;
+/// What one run may send, so that each takes a millisecond at most.
+const PACKETS_MAX: usize = 200;
+
+/// The environment variable that has each step told before it happens.
+pub const TELLS: &str = "EVENKEEL_FUZZ_TELLS";
 
 /// Lets happen what the bytes stand for, and returns why packets were not balanced.
 ///
@@ -36,6 +39,7 @@ pub fn run(bytes: &[u8]) -> BTreeSet<Reason> {
     let Some(setup) = input.byte() else { return BTreeSet::new() };
     let slots = SLOTS.take().unwrap_or_else(no_slots);
     let mut world = World::new(&SETUPS[setup as usize % SETUPS.len()], slots);
+    let is_told = env::var_os(TELLS).is_some();
     let mut reasons = BTreeSet::new();
     let mut packets = 0;
     while let Some(step) = Step::read(&mut input) {
@@ -43,7 +47,14 @@ pub fn run(bytes: &[u8]) -> BTreeSet<Reason> {
         if packets > PACKETS_MAX {
             break;
         }
-        reasons.extend(step.happen(&mut world));
+        if is_told {
+            eprintln!("{step:?}");
+        }
+        let met = step.happen(&mut world);
+        if is_told && !met.is_empty() {
+            eprintln!("    {met:?}");
+        }
+        reasons.extend(met);
     }
     SLOTS.set(Some(world.maps.slots));
     reasons

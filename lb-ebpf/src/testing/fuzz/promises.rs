@@ -29,11 +29,17 @@ use crate::{
     testing::{Cpu, DEVICE, MemoryPacket, TICKS_PER_SECOND, datagram::Datagram},
 };
 
-/// A flow that is in the table.
+/// A way of the flow table.
 #[derive(Clone, Copy, Debug)]
 struct Flow {
     word: Word,
     entry: Entry,
+}
+
+impl Flow {
+    fn is_in_use(&self) -> bool {
+        self.word.state() != FlowState::Free
+    }
 }
 
 /// In which direction a packet was last taken to go.
@@ -153,7 +159,6 @@ impl World {
             None => assert_eq!(self.state(backend), BackendState::Use, "{told}: a backend that leaves was chosen"),
         }
         self.asked.insert((client, endpoint), frontend.frontend);
-        self.ended.remove(&(client, frontend.frontend));
     }
 
     /// The backend that a packet to a frontend must go to, because its flow has one.
@@ -203,7 +208,7 @@ impl World {
         let client = client(parsed, Side::Destination);
         let is_its = |flow: &&Flow| (flow.entry.client, flow.entry.endpoint) == (client, endpoint.id);
         if endpoint.flags & Endpoint::FLOWS != 0
-            && let Some(flow) = flows.iter().find(is_its)
+            && let Some(flow) = flows.iter().filter(|flow| flow.is_in_use()).find(is_its)
         {
             return Some(flow.entry.frontend);
         }
@@ -304,23 +309,24 @@ impl World {
     /// The flow table is consistent, and no room was made in it by ending a flow that may go on.
     fn tables_agree(&self, client: Client, before: &[Flow]) {
         let (flows, told) = (self.flows(), self.told());
-        let active: Vec<&Entry> =
-            flows.iter().filter(|flow| flow.word.state().is_active()).map(|flow| &flow.entry).collect();
-        let of_frontend: BTreeSet<_> = active.iter().map(|entry| (entry.client, entry.frontend)).collect();
-        assert_eq!(of_frontend.len(), active.len(), "{told}: a flow is in the table twice");
-        let of_endpoint: BTreeSet<_> = flows.iter().map(|flow| (flow.entry.client, flow.entry.endpoint)).collect();
-        let pairs: BTreeSet<_> =
-            flows.iter().map(|Flow { entry, .. }| (entry.client, entry.endpoint, entry.frontend)).collect();
-        assert_eq!(of_endpoint.len(), pairs.len(), "{told}: an endpoint knows a client for two frontends");
-        assert!(flows.iter().all(|flow| flow.word.state() != FlowState::Busy), "{told}: an entry stayed busy");
+        // A packet changes nothing of other clients but for evicting them, so these are looked at when they come by.
+        let its: Vec<&Flow> = flows.iter().filter(|flow| flow.is_in_use() && flow.entry.client == client).collect();
+        let active = its.iter().filter(|flow| flow.word.state().is_active());
+        let frontends: BTreeSet<_> = active.clone().map(|flow| flow.entry.frontend).collect();
+        assert_eq!(frontends.len(), active.count(), "{told}: a flow is in the table twice");
+        let endpoints: BTreeSet<_> = its.iter().map(|flow| flow.entry.endpoint).collect();
+        let pairs: BTreeSet<_> = its.iter().map(|flow| (flow.entry.endpoint, flow.entry.frontend)).collect();
+        assert_eq!(endpoints.len(), pairs.len(), "{told}: an endpoint knows a client for two frontends");
         for (id, counted) in &self.maps.active {
-            let in_table = active.iter().filter(|entry| entry.backend == *id).count() as u64;
+            let is_its = |flow: &&Flow| flow.word.state().is_active() && flow.entry.backend == *id;
+            let in_table = flows.iter().filter(is_its).count() as u64;
             assert_eq!(counted.load(), in_table, "{told}: active flows of backend {}", id.0);
         }
-        for Flow { word, entry } in before.iter().filter(|flow| flow.entry.client != client) {
-            if stays(word.state()) && !self.is_expired(*word) {
-                let is_still_there = flows.iter().any(|flow| flow.entry == *entry);
-                assert!(is_still_there, "{told}: a flow was evicted, {:?} of {entry:?}", word.state());
+        for (Flow { word, entry }, after) in before.iter().zip(&flows) {
+            assert_ne!(after.word.state(), FlowState::Busy, "{told}: an entry stayed busy");
+            if stays(word.state()) && entry.client != client && !self.is_expired(*word) {
+                let is_there = after.entry == *entry && after.word.state() == word.state();
+                assert!(is_there, "{told}: a flow of another was evicted, {:?} of {entry:?}", word.state());
             }
         }
         for endpoint in self.maps.endpoints.values().filter(|endpoint| endpoint.flags & Endpoint::REPLIES != 0) {
@@ -354,12 +360,14 @@ impl World {
         assert_eq!(sent, self.sent, "{told}: packets counted in and out");
     }
 
+    /// Every way of the flow table, in its order.
     fn flows(&self) -> Vec<Flow> {
         let ways = self.maps.flows.iter().flat_map(|bucket| bucket.words.iter().zip(&bucket.entries));
-        ways.map(|(word, entry)| (Word(word.load()), entry))
-            .filter(|(word, _)| word.state() != FlowState::Free)
-            .map(|(word, entry)| Flow { word, entry: Entry::from_words(std::array::from_fn(|i| entry[i].load())) })
-            .collect()
+        ways.map(|(word, entry)| {
+            let entry = Entry::from_words(std::array::from_fn(|i| entry[i].load()));
+            Flow { word: Word(word.load()), entry }
+        })
+        .collect()
     }
 
     /// Through which frontends a client awaits answers of an endpoint of per-packet services.

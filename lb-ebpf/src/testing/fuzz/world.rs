@@ -54,17 +54,17 @@ const fn setup(index: Index, schedules: [Schedule; 2], buckets: usize) -> Setup 
 
 /// By number, see [`setups`].
 pub(super) const SETUPS: [Setup; 11] = [
-    setup(Index::Cursor, PER_FLOW, 16),
+    setup(Index::Cursor, PER_FLOW, 4),
     setup(Index::Random, PER_FLOW, 2),
     setup(Index::Chain, PER_FLOW, 4),
     Setup { is_weighted: true, ..setup(Index::Cursor, PER_FLOW, 2) },
-    setup(Index::Cursor, PER_PACKET, 16),
+    setup(Index::Cursor, PER_PACKET, 4),
     setup(Index::Random, PER_PACKET, 2),
     setup(Index::Chain, PER_PACKET, 4),
     Setup { is_weighted: true, ..setup(Index::Random, PER_PACKET, 2) },
-    setup(Index::Cursor, BOTH, 16),
+    setup(Index::Cursor, BOTH, 4),
     Setup { is_weighted: true, ..setup(Index::Random, BOTH, 2) },
-    Setup { has_cursors: false, ..setup(Index::Cursor, BOTH, 16) },
+    Setup { has_cursors: false, ..setup(Index::Cursor, BOTH, 4) },
 ];
 
 /// The numbers of some setups, for the seeds.
