@@ -157,6 +157,11 @@ fn lives() -> Vec<Seed> {
             vec![asks(UDP6, 0), asks(UDP6, 1), asks(UDP6, 2), asks(UDP6, 2), answers(UDP6, 0), answers(UDP6, 1)],
         ),
         seed(
+            "noted-where-it-was-not-sent",
+            setups::BOTH,
+            vec![asks(UDP4, 2), wait(29), asks(UDP4, 0), wait(3), from(1, crowd_to(UDP4, 2, 8)), answers(UDP4, 0)],
+        ),
+        seed(
             "schedule-changed",
             setups::BOTH,
             vec![
@@ -230,6 +235,7 @@ fn wait(seconds: u32) -> Step {
 fn from(client: u8, step: Step) -> Step {
     match step {
         Step::Packet(place, frame) => Step::Packet(place, Frame { client, ..frame }),
+        Step::Crowd(place, frame, count) => Step::Crowd(place, Frame { client, ..frame }, count),
         step => step,
     }
 }
