@@ -192,6 +192,7 @@ pub fn query<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed) 
         let refused = match reply::ask(kernel, sender(parsed), slot.endpoint, frontend.frontend) {
             // Looked up after it was noted, as a new flow looks for notes after it was made: one of the two sees the other.
             Asked::Noted if policy.is_mixed() && has_flow_of_another(kernel, parsed, &frontend, slot) => {
+                reply::take_back(kernel, sender(parsed), slot.endpoint, frontend.frontend);
                 clashes += 1;
                 continue;
             }

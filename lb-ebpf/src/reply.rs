@@ -67,6 +67,20 @@ pub fn ask(kernel: &impl Kernel, client: Client, endpoint: EndpointId, frontend:
     Asked::Noted
 }
 
+/// Takes back the note that `client` asks `endpoint` through `frontend`: nothing was sent there, and what the endpoint
+/// answers is someone else's.
+#[inline(always)]
+pub fn take_back(kernel: &impl Kernel, client: Client, endpoint: EndpointId, frontend: FrontendId) {
+    let Some((check, first, second)) = places(kernel, client, endpoint) else { return };
+    let is_its = |word: ReplyWord| word.frontend() == frontend;
+    if let Some((bucket, found)) = find_awaited(kernel, first, second, check, kernel.now(), is_its)
+        && let Some((_, shared)) = found.entry(kernel, bucket)
+    {
+        // A lost race is as good: another CPU has sent a query there, or the entry is another pair's.
+        shared.replace(found.word.0, 0);
+    }
+}
+
 /// Whether `client` lately asked `endpoint` through another frontend than this.
 #[inline(always)]
 pub fn is_asked_by_another(

@@ -30,8 +30,8 @@ use crate::{
     wire::checksum::Sum,
 };
 
-#[cfg(test)]
 pub(crate) mod datagram;
+pub mod fuzz;
 
 /// Ticks in a second at 250 Hz, rounded to whole ones.
 pub const TICKS_PER_SECOND: u32 = 4;
@@ -81,10 +81,14 @@ pub struct Maps {
 impl Maps {
     /// Empty maps; both tables with so many buckets, powers of two.
     pub fn new(flow_buckets: usize, reply_buckets: usize) -> Self {
+        Self::with_slots(flow_buckets, reply_buckets, no_slots())
+    }
+
+    /// Maps that are empty but for the slots, which are large and may have served before.
+    pub fn with_slots(flow_buckets: usize, reply_buckets: usize, slots: Box<SlotChunk>) -> Self {
         assert!(flow_buckets.is_power_of_two() && reply_buckets.is_power_of_two());
         let words = || std::array::from_fn(|_| Shared::new(0));
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let slots: Vec<Shared> = (0..SLOTS_PER_CHUNK).map(|_| Shared::new(0)).collect();
         Self {
             tick: Shared::new(1000),
             route: Route::Resolve { ifindex: 1 },
@@ -95,7 +99,7 @@ impl Maps {
             frontend_infos: BTreeMap::new(),
             services: BTreeMap::new(),
             policies: BTreeMap::new(),
-            slots: slots.into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!("made with this length")),
+            slots,
             cursors: BTreeMap::new(),
             backends: BTreeMap::new(),
             endpoints: BTreeMap::new(),
@@ -155,6 +159,12 @@ impl Maps {
     pub fn wait_seconds(&self, seconds: u32) {
         self.tick.fetch_add((seconds * TICKS_PER_SECOND) as u64);
     }
+}
+
+/// A chunk of slots that lead nowhere.
+pub fn no_slots() -> Box<SlotChunk> {
+    let slots: Vec<Shared> = (0..SLOTS_PER_CHUNK).map(|_| Shared::new(0)).collect();
+    slots.into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!("made with this length"))
 }
 
 fn words_of_entry() -> [Shared; lb_common::flow::Entry::WORDS] {

@@ -76,13 +76,22 @@ fn judge(failed: &[&str], not_run: &[&str], is_ci: bool) -> (String, bool) {
     (said.join(" "), failed.is_empty() && (not_run.is_empty() || !is_ci))
 }
 
+/// The one package that is no member of the workspace.
+const FUZZ: &str = "lb-ebpf/fuzz/Cargo.toml";
+
 fn format() -> Result<Ran> {
     step::run("format", setup::cargo().args(["fmt", "--all", "--check"]))?;
+    step::run("format, fuzz target", setup::cargo().args(["fmt", "--manifest-path", FUZZ, "--check"]))?;
     Ok(Ran::Whole)
 }
 
 fn clippy(label: &str) -> Result<Ran> {
     step::run(label, setup::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-Dwarnings"]))?;
+    let mut command = setup::cargo();
+    // Without its features: they would compile libFuzzer. Its lock file must know of what the workspace depends on.
+    command.args(["clippy", "--locked", "--manifest-path", FUZZ, "--no-default-features", "--target-dir"]);
+    command.arg(folders::target().join("fuzz")).args(["--", "-Dwarnings"]);
+    step::run("clippy, fuzz target", &mut command)?;
     Ok(Ran::Whole)
 }
 
@@ -109,9 +118,14 @@ fn documentation() -> Result<Ran> {
 }
 
 fn dependencies() -> Result<Ran> {
-    let mut command = Command::new(tools::deny()?);
-    command.args(["--workspace", "check", "bans", "licenses", "sources"]).current_dir(folders::workspace());
-    step::run("licences, bans and sources of dependencies", &mut command)?;
+    for (label, arguments) in [
+        ("licences, bans and sources of dependencies", &["--workspace"][..]),
+        ("licences, bans and sources of dependencies, fuzz target", &["--manifest-path", FUZZ]),
+    ] {
+        let mut command = Command::new(tools::deny()?);
+        command.args(arguments).args(["check", "--config", "deny.toml", "bans", "licenses", "sources"]);
+        step::run(label, command.current_dir(folders::workspace()))?;
+    }
     Ok(Ran::Whole)
 }
 

@@ -12,6 +12,7 @@ mod build;
 mod check;
 mod demo;
 mod fresh;
+mod fuzz;
 mod machine;
 mod mutants;
 mod setup;
@@ -40,6 +41,8 @@ enum Verb {
     Test(test::Arguments),
     /// Checks format, lints, documentation, dependencies and spelling
     Check,
+    /// Runs the fuzz target over the data path for a while
+    Fuzz(fuzz::Arguments),
     /// Breaks the code on purpose, and asks that a named test notices
     Mutants(mutants::Arguments),
     /// Proves that a fresh clone runs the demo on a plain Debian 12
@@ -64,6 +67,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Check => check::run(),
+        Verb::Fuzz(arguments) => fuzz::run(&arguments),
         Verb::Mutants(arguments) => mutants::run(&arguments),
         Verb::Fresh(arguments) => fresh::run(&arguments),
     }

@@ -9,6 +9,9 @@ pub const BPF_LINKER_LLVM: &[u32] = &[22];
 /// cargo-deny, for `cargo xtask check`.
 pub const CARGO_DENY: &str = "0.20.2";
 
+/// cargo-fuzz, for `cargo xtask fuzz`.
+pub const CARGO_FUZZ: &str = "0.13.2";
+
 /// The instruction set of the object. From v3 on an atomic addition returns the old value; v4 is newer than Linux 6.1.
 pub const BPF_CPU: &str = "v3";
 

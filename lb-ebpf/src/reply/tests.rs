@@ -10,7 +10,7 @@ use lb_common::{
     service::FrontendId,
 };
 
-use super::{Asked, answer, ask};
+use super::{Asked, answer, ask, is_asked_by_another, take_back};
 use crate::testing::{Cpu, Maps, TICKS_PER_SECOND};
 
 const ENDPOINT: EndpointId = EndpointId(1);
@@ -68,6 +68,18 @@ fn an_answer_after_the_time_out_is_foreign() {
     ask(&cpu, client(1), ENDPOINT, FrontendId(5));
     maps.wait_seconds(REPLY_TIMEOUT_SECONDS + 3);
     assert_eq!(answer(&cpu, client(1), ENDPOINT), None);
+}
+
+#[test]
+fn a_note_that_was_taken_back_serves_no_answer_and_stands_in_no_one_s_way() {
+    let maps = Maps::new(2, 16);
+    let cpu = Cpu::new(&maps, 1);
+    ask(&cpu, client(1), ENDPOINT, FrontendId(5));
+    take_back(&cpu, client(1), ENDPOINT, FrontendId(6));
+    assert_eq!(answer(&cpu, client(1), ENDPOINT), Some(FrontendId(5)), "another's note is left alone");
+    take_back(&cpu, client(1), ENDPOINT, FrontendId(5));
+    assert_eq!(answer(&cpu, client(1), ENDPOINT), None);
+    assert_eq!(is_asked_by_another(&cpu, client(1), ENDPOINT, FrontendId(6)), Some(false));
 }
 
 #[test]

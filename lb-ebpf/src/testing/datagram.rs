@@ -1,10 +1,12 @@
-//! The bytes of small packets, lengths and checksums right, for the tests of this crate.
+//! The bytes of small packets, lengths and checksums right, for the tests of this crate and for fuzzing.
 
 use std::{net::IpAddr, vec, vec::Vec};
 
 use lb_common::addr::{Addr, Protocol};
 
-use super::{DEVICE, MemoryPacket};
+use super::DEVICE;
+#[cfg(test)]
+use super::MemoryPacket;
 use crate::wire::checksum::checksum;
 
 /// A packet, described. Both ends are of one family.
@@ -48,6 +50,7 @@ pub(crate) fn datagram(protocol: Protocol, source: (Addr, u16), destination: (Ad
 }
 
 impl Datagram {
+    #[cfg(test)]
     pub(crate) fn packet(&self) -> MemoryPacket {
         MemoryPacket { bytes: self.bytes() }
     }

