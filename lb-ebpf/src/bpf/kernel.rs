@@ -218,6 +218,10 @@ impl<C: Context> Kernel for BpfKernel<'_, C> {
         let result = unsafe {
             bpf_fib_lookup(self.context.pointer(), (&raw mut fib).cast(), size_of::<FibQuery>() as i32, flags)
         };
+        // Among IPv6 routes the helper only prefers those by the device.
+        if query.through != 0 && fib.ifindex != query.through {
+            return Route::None;
+        }
         match result as u32 {
             BPF_FIB_LKUP_RET_SUCCESS => Route::Link { ifindex: fib.ifindex, link: fib.link(), mtu: fib.mtu() },
             BPF_FIB_LKUP_RET_NO_NEIGH => Route::Resolve { ifindex: fib.ifindex },
