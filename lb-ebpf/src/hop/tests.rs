@@ -12,7 +12,7 @@ fn link(last: u16) -> Link {
 fn maps() -> Maps {
     let mut maps = Maps::new(2, 2);
     maps.route = Route::Link { ifindex: 7, link: link(1), mtu: MTU };
-    maps.abilities = Abilities::SENDS;
+    maps.abilities.insert(7, Abilities::SENDS);
     maps
 }
 

@@ -12,7 +12,7 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions,
     maps::{MapError, ProgramArray},
-    programs::{Program as Loaded, ProgramError, SchedClassifier, Xdp},
+    programs::{Program as Loaded, ProgramError, SchedClassifier, TestRunResult, Xdp},
 };
 use lb_common::{
     backend::{BackendId, BackendState, Endpoint},
@@ -263,18 +263,23 @@ impl Bpf {
     pub fn jiffies(&self) -> Result<u32, DataplaneError> {
         // Any packet will do, but a test run wants an Ethernet header and something in it.
         let packet = [0; 64];
-        self.test_run(READ_JIFFIES, TestRunOptions { data_in: Some(&packet), ..TestRunOptions::default() })
+        let options = TestRunOptions { data_in: Some(&packet), ..TestRunOptions::default() };
+        Ok(self.test_run(READ_JIFFIES, options)?.return_value)
     }
 
-    /// Runs one packet through an attached program, without a device: its verdict and the packet after it.
+    /// Runs one packet through an attached program, without a device: its verdict and the packet after it, in front of
+    /// which is what an XDP program left for the next one.
     ///
     /// # Errors
     /// When the kernel refuses the test run, as it does for less than an Ethernet header.
     pub fn run_once(&self, program: Program, packet: &[u8]) -> Result<(i32, Vec<u8>), DataplaneError> {
-        let mut after = vec![0; packet.len()];
+        /// The most metadata that the kernel takes.
+        const METADATA: usize = 255;
+        let mut after = vec![0; METADATA + packet.len()];
         let options = TestRunOptions { data_in: Some(packet), data_out: Some(&mut after), ..TestRunOptions::default() };
-        let verdict = self.test_run(program.name(), options)?;
-        Ok((verdict.cast_signed(), after))
+        let ran = self.test_run(program.name(), options)?;
+        after.truncate(ran.data_size_out as usize);
+        Ok((ran.return_value.cast_signed(), after))
     }
 
     /// How many instructions the verifier took for each loaded program; a kernel before 5.16 does not tell.
@@ -326,7 +331,7 @@ impl Bpf {
         Ok(())
     }
 
-    fn test_run(&self, name: &str, options: TestRunOptions<'_>) -> Result<u32, DataplaneError> {
+    fn test_run(&self, name: &str, options: TestRunOptions<'_>) -> Result<TestRunResult, DataplaneError> {
         let refused = |error| DataplaneError::Map {
             map: PROGRAMS[0],
             operation: format!("run {name}"),
@@ -337,7 +342,7 @@ impl Bpf {
             Ok(xdp) => xdp.test_run(options),
             Err(_) => <&SchedClassifier>::try_from(program).and_then(|classifier| classifier.test_run(options)),
         };
-        ran.map(|result| result.return_value).map_err(refused)
+        ran.map_err(refused)
     }
 
     fn loaded(&self, name: &str) -> &Loaded {
