@@ -70,10 +70,20 @@ pub enum Exit {
 /// Where a packet goes that a later hook sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decided {
-    /// What it went to.
+    /// What it went to; zero where nothing was decided that the later hook would not find again.
     pub frontend: FrontendId,
-    /// Who gets it; zero where nothing was decided that the later hook would not find again.
+    /// Who gets it; zero where no rule takes it.
     pub backend: BackendId,
+}
+
+impl Decided {
+    const NOTHING: Self = Self { frontend: FrontendId(0), backend: BackendId(0) };
+
+    /// Whether the later hook has to be told.
+    #[inline(always)]
+    pub const fn is_told(self) -> bool {
+        self.frontend.0 != 0
+    }
 }
 
 /// On which side of the stack a reply was caught.
@@ -133,6 +143,9 @@ pub fn carry_on<P: Packet, K: Kernel>(
     parsed: &Parsed,
     decided: Decided,
 ) -> Result<Exit, Reason> {
+    if decided.backend.0 == 0 {
+        return Err(Reason::NoRuleMatched);
+    }
     send(packet, kernel, parsed, decided.frontend, decided.backend, 0)
 }
 
@@ -149,6 +162,10 @@ pub fn begin_flow<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Par
     let chooser = chooser(kernel, &frontend, policy)?;
     let begun = flow::begin(kernel, sender(parsed), frontend.frontend, first, &chooser)?;
     let (drawn, result) = match begun {
+        Begun::Unmatched => {
+            kernel.count_service(frontend.service, &ticket(0, 0, 1));
+            return unmatched::<P>(frontend.frontend);
+        }
         Begun::Known(backend) => {
             // It may have been removed since, and the flow been found only now.
             let record = kernel.backend(backend).ok_or(Reason::Inconsistent)?;
@@ -159,7 +176,6 @@ pub fn begin_flow<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Par
             Ok(()) => (ticket(is_diverted as u64, 0, 0), Ok((backend, 1))),
             Err(reason) => (ticket(0, 1, 0), Err(reason)),
         },
-        Begun::Unmatched => (ticket(0, 0, 1), Err(Reason::NoRuleMatched)),
         Begun::Clash => (ticket(0, 1, 0), Err(Reason::Clash)),
     };
     let sent = match result {
@@ -182,7 +198,7 @@ pub fn query<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed) 
     let chooser = chooser(kernel, &frontend, policy)?;
     let Ticket::Position(position) = chooser.draw() else {
         kernel.count_service(frontend.service, &ticket(0, 0, 1));
-        return Err(Reason::NoRuleMatched);
+        return unmatched::<P>(frontend.frontend);
     };
     let mut tries = 0;
     let mut clashes = 0;
@@ -215,6 +231,12 @@ pub fn query<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed) 
     }
     kernel.count_service(frontend.service, &ticket(0, 1, 0));
     Err(if clashes > 0 { Reason::Clash } else { Reason::Contention })
+}
+
+/// A choice that no rule takes. The later hook counts the packet, and must not draw a ticket for it once more.
+#[inline(always)]
+fn unmatched<P: Packet>(frontend: FrontendId) -> Result<Exit, Reason> {
+    if P::IS_EARLY { Ok(Exit::Later(Decided { frontend, backend: BackendId(0) })) } else { Err(Reason::NoRuleMatched) }
 }
 
 /// Takes a new flow back, if its backend has still to answer a query of this client and port for another frontend: the
@@ -367,13 +389,13 @@ fn send_back<P: Packet, K: Kernel>(
             let query = RouteQuery { family: parsed.family, source, destination, through: 0 };
             match hop::to_client(kernel, frontend, &query, P::IS_EARLY) {
                 Ok(hop) => Leaving::to(hop),
-                Err(_) if P::IS_EARLY => return Ok(Exit::Later(UNDECIDED)),
+                Err(_) if P::IS_EARLY => return Ok(Exit::Later(Decided::NOTHING)),
                 Err(_) => return Err(Reason::NoRoute),
             }
         }
     };
     if !leaving.can_be_sent(packet, parsed) {
-        return Ok(Exit::Later(UNDECIDED));
+        return Ok(Exit::Later(Decided::NOTHING));
     }
     let is_hop = hook == Hook::Ingress;
     if is_hop && parsed.hop_limit <= 1 {
@@ -387,9 +409,6 @@ fn send_back<P: Packet, K: Kernel>(
     kernel.count_traffic(backend, &traffic);
     Ok(leaving.exit)
 }
-
-/// Nothing that a later hook has to be told.
-const UNDECIDED: Decided = Decided { frontend: FrontendId(0), backend: BackendId(0) };
 
 /// How a packet leaves, and what that demands of it.
 struct Leaving {

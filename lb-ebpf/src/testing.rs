@@ -42,10 +42,10 @@ pub struct Maps {
     pub tick: Shared,
     /// How every reply leaves.
     pub route: Route,
-    /// What the routes say of backends.
-    pub route_to_backends: Route,
-    /// What every device does with packets that an early hook hands to it.
-    pub abilities: Abilities,
+    /// What the routes say of backends, by the device that these are to be reached by.
+    pub routes_to_backends: BTreeMap<u32, Route>,
+    /// What devices do with packets that an early hook hands to them; the others take none.
+    pub abilities: BTreeMap<u32, Abilities>,
     /// Counts the changes of the network.
     pub network_version: Shared,
     /// What is balanced.
@@ -92,8 +92,8 @@ impl Maps {
         Self {
             tick: Shared::new(1000),
             route: Route::Resolve { ifindex: 1 },
-            route_to_backends: Route::None,
-            abilities: Abilities::default(),
+            routes_to_backends: BTreeMap::new(),
+            abilities: BTreeMap::new(),
             network_version: Shared::new(1),
             frontends: BTreeMap::new(),
             frontend_infos: BTreeMap::new(),
@@ -329,15 +329,18 @@ impl Kernel for Cpu<'_> {
     }
 
     fn route(&self, query: &RouteQuery) -> Route {
-        if query.through == 0 { self.maps.route } else { self.maps.route_to_backends }
+        match query.through {
+            0 => self.maps.route,
+            device => self.maps.routes_to_backends.get(&device).copied().unwrap_or(Route::None),
+        }
     }
 
     fn arrived_by(&self) -> u32 {
         ARRIVED_BY
     }
 
-    fn abilities(&self, _ifindex: u32) -> Abilities {
-        self.maps.abilities
+    fn abilities(&self, ifindex: u32) -> Abilities {
+        self.maps.abilities.get(&ifindex).copied().unwrap_or_default()
     }
 
     fn network_version(&self) -> u32 {

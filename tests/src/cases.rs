@@ -55,16 +55,31 @@ pub enum Outcome {
     Dropped(Reason),
     /// It is discarded, for this reason, and its sender is told in these bytes.
     Told(Reason, Vec<u8>),
+    /// XDP leaves it untouched to traffic control, and no reason is counted.
+    Later(Handed),
 }
 
 impl Outcome {
-    /// What a reason comes to.
-    pub fn of(reason: Reason) -> Self {
+    /// What a reason comes to in this program.
+    pub fn of(reason: Reason, at: Program) -> Self {
         match reason.action() {
+            // Traffic control counts it, which sees it next.
+            Action::Pass if at.is_early() => Self::Later(Handed::Refused),
             Action::Pass => Self::Left(reason),
             Action::Drop => Self::Dropped(reason),
         }
     }
+}
+
+/// What XDP makes of a packet that it leaves to traffic control.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handed {
+    /// It is not balanced, as far as XDP can tell.
+    Refused,
+    /// It is balanced, and traffic control finds where it goes.
+    Untold,
+    /// It is balanced, and a note says where it goes.
+    Told,
 }
 
 impl Case {
@@ -103,6 +118,21 @@ impl Case {
     /// A packet that the stack sends out towards clients.
     pub fn leaving(self, packet: Packet) -> Expectation {
         Expectation { case: self, at: Program::EgressClients, bytes: packet.bytes() }
+    }
+
+    /// A packet that comes in where clients are, at XDP.
+    pub fn early_packet(self, packet: Packet) -> Expectation {
+        Expectation { case: self, at: Program::XdpClients, bytes: packet.bytes() }
+    }
+
+    /// A packet that comes in where backends are, at XDP.
+    pub fn early_reply(self, packet: Packet) -> Expectation {
+        Expectation { case: self, at: Program::XdpBackends, bytes: packet.bytes() }
+    }
+
+    /// A packet that comes in where both are, at XDP.
+    pub fn early_packet_at_both(self, packet: Packet) -> Expectation {
+        Expectation { case: self, at: Program::XdpBoth, bytes: packet.bytes() }
     }
 
     /// From here on a backend is in this state, its slots as they were.
@@ -159,6 +189,18 @@ impl Case {
 /// A way that every machine can take in a test run.
 pub const DEFAULT_WAY: Way = Way::Neighbour { ifindex: 1 };
 
+/// A device that takes packets from XDP and by which every address is reached through one neighbour.
+pub const LAB: u32 = 42;
+
+/// The same, but it takes no packets from XDP.
+pub const MUTE: u32 = 44;
+
+/// A device that takes packets from XDP, whose neighbours nobody knows yet.
+pub const STRANGE: u32 = 46;
+
+/// The largest packet that each of these devices sends.
+pub const MTU: u32 = 1500;
+
 /// Small, so that a case is set up quickly.
 pub fn capacity() -> Capacity {
     Capacity::from(&Limits { flows: 4096, replies: 4096, services: 64, backends: 256, ..Limits::default() })
@@ -209,9 +251,15 @@ impl Expectation {
         self.comes_to(Outcome::Told(Reason::TooBig, packet.refused_as_too_big(mtu).bytes()))
     }
 
-    /// It stays as it is, and is counted under this reason.
+    /// It stays as it is, and is counted under this reason; unless XDP leaves that to traffic control.
     pub fn is(self, reason: Reason) -> Case {
-        self.comes_to(Outcome::of(reason))
+        let outcome = Outcome::of(reason, self.at);
+        self.comes_to(outcome)
+    }
+
+    /// XDP leaves it untouched to traffic control.
+    pub fn is_left(self, handed: Handed) -> Case {
+        self.comes_to(Outcome::Later(handed))
     }
 
     fn comes_to(self, expected: Outcome) -> Case {
@@ -242,7 +290,7 @@ pub trait Machine {
     fn run(&mut self, at: Program, bytes: &[u8]) -> Result<Outcome>;
 }
 
-/// The link-layer addresses every reply is given.
+/// The link-layer addresses that are given to every reply, and to what leaves by the devices of the cases.
 pub const REPLY_LINK: ([u8; 6], [u8; 6]) = ([2, 0, 0, 0, 1, 2], [2, 0, 0, 0, 1, 1]);
 
 /// The MTU of the link that every reply takes.

@@ -28,7 +28,7 @@ pub struct Packet {
     options: usize,
     extensions: Vec<u8>,
     transport: Transport,
-    has_checksum: bool,
+    checksum: Checksum,
     payload: Vec<u8>,
     cut: Option<usize>,
     padding: usize,
@@ -39,6 +39,15 @@ pub struct Packet {
 struct Part {
     offset: usize,
     has_more: bool,
+}
+
+/// What is in the transport header for a checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Checksum {
+    Right,
+    None,
+    /// The sum of the pseudo header, which a local sender's device would go on from.
+    Unfinished,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +85,7 @@ impl Default for Packet {
             options: 0,
             extensions: Vec::new(),
             transport: Transport::None,
-            has_checksum: true,
+            checksum: Checksum::Right,
             payload: Vec::new(),
             cut: None,
             padding: 0,
@@ -226,7 +235,13 @@ impl Packet {
 
     /// A UDP datagram without a checksum.
     pub fn without_checksum(mut self) -> Self {
-        self.has_checksum = false;
+        self.checksum = Checksum::None;
+        self
+    }
+
+    /// With a checksum that is left to the device to be finished.
+    pub fn unfinished(mut self) -> Self {
+        self.checksum = Checksum::Unfinished;
         self
     }
 
@@ -297,14 +312,18 @@ impl Packet {
             }
         };
         bytes.extend(&self.payload);
-        if self.has_checksum {
-            let mut pseudo: Vec<u8> = [source, destination].concat();
-            pseudo.extend((bytes.len() as u32).to_be_bytes());
-            pseudo.extend([0, 0, 0, self.protocol()]);
-            let sum = checksum(pseudo.into_iter().chain(bytes.iter().copied()));
-            let sum = if sum == 0 && self.protocol() == Protocol::UDP.0 { 0xffff } else { sum };
-            bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
-        }
+        let mut pseudo: Vec<u8> = [source, destination].concat();
+        pseudo.extend((bytes.len() as u32).to_be_bytes());
+        pseudo.extend([0, 0, 0, self.protocol()]);
+        let sum = match self.checksum {
+            Checksum::None => return bytes,
+            Checksum::Unfinished => !checksum(pseudo),
+            Checksum::Right => match checksum(pseudo.into_iter().chain(bytes.iter().copied())) {
+                0 if self.protocol() == Protocol::UDP.0 => 0xffff,
+                sum => sum,
+            },
+        };
+        bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
         bytes
     }
 

@@ -17,7 +17,7 @@ use lb_common::{
 };
 use lb_userspace::{dataplane::bpf::Program, plan::Plan};
 use testbed::{
-    cases::{DEFAULT_WAY, Machine, Outcome, host::Host, kernel, planned, table::cases},
+    cases::{DEFAULT_WAY, Handed, LAB, MUTE, Machine, Outcome, STRANGE, host::Host, kernel, planned, table::cases},
     harness::{Needs, run, trial},
     packet::{Packet, eth},
 };
@@ -107,6 +107,13 @@ impl Event {
         Ok(None)
     }
 
+    fn is_early(&self) -> bool {
+        match self {
+            Self::Packet(at, _) => at.is_early(),
+            Self::Plan(_) | Self::State(..) => false,
+        }
+    }
+
     /// Whether it is a packet that says it is of this family, or of neither.
     fn is_of(&self, family: Family) -> bool {
         let Self::Packet(_, bytes) = self else { return false };
@@ -173,15 +180,19 @@ fn come_to_everything(runs: &[Run]) -> Result<()> {
     let mut packets = 0;
     let mut most = 0;
     for family in Family::ALL {
-        let (mut redirected, mut passed) = (0, 0);
+        let (mut redirected, mut passed, mut early, mut told, mut untold, mut refused) = (0, 0, 0, 0, 0, 0);
         let mut reasons: BTreeMap<Reason, usize> = BTreeMap::new();
         for run in runs {
             let mut host = Host::default();
             for event in run.events()? {
                 let outcome = event.happen(&mut host)?;
                 match outcome.filter(|_| event.is_of(family)) {
+                    Some(Outcome::Redirected(_)) if event.is_early() => early += 1,
                     Some(Outcome::Redirected(_)) => redirected += 1,
                     Some(Outcome::Passed(_)) => passed += 1,
+                    Some(Outcome::Later(Handed::Told)) => told += 1,
+                    Some(Outcome::Later(Handed::Untold)) => untold += 1,
+                    Some(Outcome::Later(Handed::Refused)) => refused += 1,
                     Some(Outcome::Left(reason) | Outcome::Dropped(reason) | Outcome::Told(reason, _)) => {
                         *reasons.entry(reason).or_default() += 1;
                     }
@@ -190,11 +201,16 @@ fn come_to_everything(runs: &[Run]) -> Result<()> {
             }
             most = most.max(host.most_flows());
         }
-        let all = redirected + passed + reasons.values().sum::<usize>();
-        let told = format!("{}: {redirected} redirected, {passed} passed of {all}, {reasons:?}", family.name());
-        ensure!(redirected + passed > all / 10 && redirected.min(passed) > all / 50, "{told}");
+        let all = redirected + passed + early + told + untold + refused + reasons.values().sum::<usize>();
+        let said = format!(
+            "{}: {redirected} redirected, {passed} passed; by XDP {early} redirected, {told} left with a note, {untold} \
+             without, {refused} refused; of {all}, {reasons:?}",
+            family.name()
+        );
+        ensure!(redirected + passed > all / 10 && redirected.min(passed) > all / 50, "{said}");
+        ensure!(early.min(told).min(refused) > all / 50 && untold > all / 200, "{said}");
         for reason in Reason::ALL {
-            ensure!(reasons.contains_key(reason) == may_be_met(*reason, family), "{}: {told}", reason.name());
+            ensure!(reasons.contains_key(reason) == may_be_met(*reason, family), "{}: {said}", reason.name());
         }
         packets += all;
     }
@@ -221,8 +237,9 @@ fn may_be_met(reason: Reason, family: Family) -> bool {
         Reason::FlowTableFull | Reason::ReplyTableFull => false,
         // One packet at a time.
         Reason::Contention => false,
-        // Everything has a route, without a smaller MTU on it.
-        Reason::NoRoute | Reason::TooBig => false,
+        Reason::TooBig => true,
+        // Every client has one.
+        Reason::NoRoute => false,
         // No service is ever without backends, and no record without those it names.
         Reason::NoBackend | Reason::Inconsistent => false,
         // What has been read can be written.
@@ -234,7 +251,14 @@ fn may_be_met(reason: Reason, family: Family) -> bool {
 const WAYS_OF_A_CLIENT: usize = 2 * flow::WAYS;
 
 /// One for each run, in turn.
-const WAYS: [Way; 3] = [DEFAULT_WAY, Way::Peer { ifindex: 1 }, Way::Stack];
+const WAYS: [Way; 6] = [
+    DEFAULT_WAY,
+    Way::Neighbour { ifindex: LAB },
+    Way::Stack,
+    Way::Peer { ifindex: 1 },
+    Way::Neighbour { ifindex: MUTE },
+    Way::Neighbour { ifindex: STRANGE },
+];
 
 /// In use as often as not.
 const STATES: [BackendState; 6] = [
@@ -352,13 +376,25 @@ impl Dice {
         let all: Vec<&str> = clients.iter().chain(&frontends).chain(&backends).map(String::as_str).collect();
         let (at, source, destination, ports) = match self.roll(8) {
             0..=3 => (
-                self.one_of(&[Program::IngressClients, Program::IngressClients, Program::IngressBoth]),
+                self.one_of(&[
+                    Program::IngressClients,
+                    Program::IngressBoth,
+                    Program::XdpClients,
+                    Program::XdpClients,
+                    Program::XdpBoth,
+                ]),
                 self.pick(&clients),
                 self.pick(&frontends),
                 (self.client_port(), 53),
             ),
             4..=5 => (
-                self.one_of(&[Program::IngressBackends, Program::IngressBoth, Program::EgressClients]),
+                self.one_of(&[
+                    Program::IngressBackends,
+                    Program::IngressBoth,
+                    Program::EgressClients,
+                    Program::XdpBackends,
+                    Program::XdpBoth,
+                ]),
                 self.pick(&backends),
                 self.pick(&clients),
                 (self.one_of(&[53, 53, 5353]), self.client_port()),
@@ -379,7 +415,11 @@ impl Dice {
             packet = packet.extension(self.one_of(&[0, 43, 60]));
         }
         packet = packet.options(self.one_of(&[0, 0, 0, 0, 3, 10]));
-        let payload = vec![self.roll(256) as u8; self.one_of(&[0, 1, 20, 600])];
+        if self.roll(8) == 0 {
+            packet = packet.unfinished();
+        }
+        // With an IPv6 and a UDP header 1452 fit a link exactly, and with an IPv4 header 1472.
+        let payload = vec![self.roll(256) as u8; self.one_of(&[0, 0, 1, 20, 20, 600, 1452, 1453, 1472, 1473])];
         let mut bytes = packet.payload(&payload).bytes();
         // The kernel's test run wants a whole IP header.
         let headers = 14 + 40;

@@ -78,10 +78,11 @@ fn count(context: &XdpContext, stats: EarlyStats) {
     maps::count_early(Device::place(context.ifindex()), stats);
 }
 
-/// Where a driver has no room for a note, the TC program finds a flow again, and a query becomes another choice.
+/// Where a driver has no room for a note, the TC program finds a flow again, and a query or what no rule takes
+/// becomes another choice.
 #[inline(always)]
 fn leave_note(context: &XdpContext, decided: Decided) {
-    if decided.backend.0 == 0 {
+    if !decided.is_told() {
         return;
     }
     // SAFETY: the helper takes the context; every pointer into the packet is derived anew afterwards.

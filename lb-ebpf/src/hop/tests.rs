@@ -12,7 +12,7 @@ fn link(last: u16) -> Link {
 fn maps() -> Maps {
     let mut maps = Maps::new(2, 2);
     maps.route = Route::Link { ifindex: 7, link: link(1), mtu: MTU };
-    maps.abilities = Abilities::SENDS;
+    maps.abilities.insert(7, Abilities::SENDS);
     maps
 }
 
@@ -101,7 +101,8 @@ fn an_address_that_the_kernel_has_still_to_learn_is_asked_for_each_time() {
 #[test]
 fn another_device_than_was_asked_for_is_no_hop() {
     let mut maps = maps();
-    maps.route_to_backends = Route::Link { ifindex: 7, link: link(1), mtu: MTU };
+    let seven = Route::Link { ifindex: 7, link: link(1), mtu: MTU };
+    maps.routes_to_backends = [(7, seven), (8, seven)].into();
     let cpu = Cpu::new(&maps, 1);
     let through = |through| RouteQuery { through, ..query([10, 0, 0, 1]) };
     assert_eq!(to_backend(&cpu, BackendId(1), &through(8), false), Err(Route::None));

@@ -290,12 +290,15 @@ impl Bpf {
         self.test_run(READ_JIFFIES, options).map(|result| result.return_value)
     }
 
-    /// Runs one packet through an attached program, without a device: its verdict and the packet after it.
+    /// Runs one packet through an attached program, without a device: its verdict and the packet after it, in front of
+    /// which is what an XDP program left for the next one.
     ///
     /// # Errors
     /// When the kernel refuses the test run, as it does for less than an Ethernet header.
     pub fn run_once(&self, program: Program, packet: &[u8]) -> Result<(i32, Vec<u8>), DataplaneError> {
-        let mut after = vec![0; packet.len()];
+        /// The most metadata that the kernel takes.
+        const METADATA: usize = 255;
+        let mut after = vec![0; METADATA + packet.len()];
         let options = TestRunOptions { data_in: Some(packet), data_out: Some(&mut after), ..TestRunOptions::default() };
         let result = self.test_run(program.name(), options)?;
         after.truncate(result.data_size_out as usize);

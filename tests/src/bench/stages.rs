@@ -19,7 +19,6 @@ use aya::programs::{SchedClassifier, Xdp};
 use lb_common::{
     addr::{Family, Protocol},
     backend::Way,
-    device::{Abilities, Device},
     reason::Reason,
     stats::Traffic,
 };
@@ -33,7 +32,6 @@ use lb_userspace::{
     },
     plan::Plan,
 };
-use nix::net::if_::if_nametoindex;
 
 use self::{
     Exit::{Out, Peer, Stack},
@@ -50,7 +48,7 @@ use super::{
 use crate::{
     ask::{allowed_cpus, pin},
     cases::{
-        Machine as _, REPLY_LINK,
+        LAB, Machine as _, REPLY_LINK,
         kernel::{self, Kernel},
         planned,
     },
@@ -213,11 +211,7 @@ impl Bench {
             replies: mapping(&folder, "REPLIES")?,
             active: mapping(&folder, "ACTIVE")?,
         };
-        let ifindex = if_nametoindex("lab0")?;
-        let [a, b, c, d, e, f] = REPLY_LINK.1;
-        let address = [[a, b], [c, d], [e, f]].map(u16::from_ne_bytes);
-        let lab0 = Device { ifindex, abilities: Abilities::SENDS, address, zero: 0 };
-        kernel.bpf().follow_network(&BTreeMap::from([(Device::place(ifindex), lab0)]));
+        let ifindex = LAB;
         Ok(Self { kernel, plan: Plan::default(), programs, targets, tables, ifindex })
     }
 

@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use lb_common::{
     addr::Addr,
     backend::{Backend, BackendState},
+    device::Abilities,
     flow::{FlowState, Word},
     reason::Reason,
 };
@@ -23,7 +24,7 @@ use lb_userspace::{
     plan::{Plan, tables::BackendRecord},
 };
 
-use super::{Machine, Outcome, REPLY_LINK, REPLY_MTU};
+use super::{Handed, LAB, MTU, MUTE, Machine, Outcome, REPLY_LINK, STRANGE};
 
 /// The data path in memory.
 pub struct Host {
@@ -35,7 +36,11 @@ impl Default for Host {
         let mut maps = Maps::new(1024, 1024);
         let words = |mac: [u8; 6]| [0, 2, 4].map(|at| u16::from_ne_bytes([mac[at], mac[at + 1]]));
         let link = Link { destination: words(REPLY_LINK.0), source: words(REPLY_LINK.1) };
-        maps.route = Route::Link { ifindex: 1, link, mtu: REPLY_MTU.into() };
+        let through = |ifindex| Route::Link { ifindex, link, mtu: MTU };
+        maps.route = through(LAB);
+        maps.routes_to_backends = [LAB, MUTE].map(|ifindex| (ifindex, through(ifindex))).into();
+        maps.routes_to_backends.insert(STRANGE, Route::Resolve { ifindex: STRANGE });
+        maps.abilities = [LAB, STRANGE].map(|ifindex| (ifindex, Abilities::SENDS)).into();
         Self { maps }
     }
 }
@@ -88,33 +93,36 @@ impl Machine for Host {
         let mut packet = MemoryPacket { bytes: bytes.to_vec() };
         let kernel = Cpu::new(&self.maps, 1);
         let result = process(&mut packet, &kernel, at);
-        Ok(match result {
-            Err(Reason::TooBig) if is_told(&mut packet, &kernel) => Outcome::Told(Reason::TooBig, packet.bytes),
-            Ok(Exit::Stack | Exit::Later(_)) => Outcome::Passed(packet.bytes),
-            Ok(Exit::Neighbour { .. } | Exit::Peer { .. } | Exit::Link { .. }) => Outcome::Redirected(packet.bytes),
-            Err(reason) => Outcome::of(reason),
-        })
+        let outcome = match result {
+            Ok(Exit::Later(decided)) => Outcome::Later(if decided.is_told() { Handed::Told } else { Handed::Untold }),
+            Ok(Exit::Stack) if at.is_early() => Outcome::Later(Handed::Untold),
+            Ok(Exit::Stack) => Outcome::Passed(packet.bytes.clone()),
+            Ok(Exit::Neighbour { .. } | Exit::Peer { .. }) if at.is_early() => {
+                bail!("XDP can send nothing so: {result:?}")
+            }
+            Ok(Exit::Neighbour { .. } | Exit::Peer { .. } | Exit::Link { .. }) => {
+                Outcome::Redirected(packet.bytes.clone())
+            }
+            Err(Reason::TooBig) if is_told(&mut packet, &kernel) => Outcome::Told(Reason::TooBig, packet.bytes.clone()),
+            Err(reason) => Outcome::of(reason, at),
+        };
+        if let Outcome::Later(_) = outcome {
+            ensure!(packet.bytes == bytes, "a packet that is left to traffic control was changed");
+        }
+        Ok(outcome)
     }
 }
 
 /// What the entry points of the BPF program do, its tail calls included.
 fn process(packet: &mut MemoryPacket, kernel: &Cpu<'_>, at: Program) -> Result<Exit, Reason> {
     let parsed = parse(packet)?;
-    match at {
-        Program::XdpClients | Program::XdpBackends | Program::XdpBoth => {
-            let mut early = EarlyPacket(packet.clone());
-            let result = process_early(&mut early, kernel, &parsed, at);
-            *packet = early.0;
-            result
-        }
-        Program::IngressClients => balance(packet, kernel, &parsed),
-        Program::IngressBackends => pipeline::answer(packet, kernel, &parsed, Hook::Ingress),
-        Program::IngressBoth => match balance(packet, kernel, &parsed) {
-            Err(Reason::NotOurs) => pipeline::answer(packet, kernel, &parsed, Hook::Ingress),
-            result => result,
-        },
-        Program::EgressClients => pipeline::answer(packet, kernel, &parsed, Hook::Egress),
+    if !at.is_early() {
+        return work(packet, kernel, &parsed, at);
     }
+    let mut early = EarlyPacket(packet.clone());
+    let result = work(&mut early, kernel, &parsed, at);
+    *packet = early.0;
+    result
 }
 
 /// What the program for packets that do not fit does.
@@ -122,18 +130,15 @@ fn is_told(packet: &mut MemoryPacket, kernel: &Cpu<'_>) -> bool {
     parse(packet).is_ok_and(|parsed| too_big::answer(packet, kernel, &parsed).is_some())
 }
 
-fn process_early(packet: &mut EarlyPacket, kernel: &Cpu<'_>, parsed: &Parsed, at: Program) -> Result<Exit, Reason> {
+fn work(packet: &mut impl Packet, kernel: &Cpu<'_>, parsed: &Parsed, at: Program) -> Result<Exit, Reason> {
     match at {
-        Program::XdpClients => balance(packet, kernel, parsed),
-        Program::XdpBackends => pipeline::answer(packet, kernel, parsed, Hook::Ingress),
-        Program::XdpBoth
-        | Program::IngressClients
-        | Program::IngressBackends
-        | Program::IngressBoth
-        | Program::EgressClients => match balance(packet, kernel, parsed) {
+        Program::IngressClients | Program::XdpClients => balance(packet, kernel, parsed),
+        Program::IngressBackends | Program::XdpBackends => pipeline::answer(packet, kernel, parsed, Hook::Ingress),
+        Program::IngressBoth | Program::XdpBoth => match balance(packet, kernel, parsed) {
             Err(Reason::NotOurs) => pipeline::answer(packet, kernel, parsed, Hook::Ingress),
             result => result,
         },
+        Program::EgressClients => pipeline::answer(packet, kernel, parsed, Hook::Egress),
     }
 }
 

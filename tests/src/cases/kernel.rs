@@ -3,7 +3,14 @@
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
-use lb_common::{addr::Addr, backend::BackendState, reason::Reason};
+use lb_common::{
+    addr::Addr,
+    backend::BackendState,
+    device::{Abilities, Device},
+    reason::Reason,
+    stats::EarlyStats,
+};
+use lb_ebpf::testing::DEVICE;
 use lb_userspace::{
     capacity::Capacity,
     dataplane::{
@@ -21,7 +28,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use super::{Machine, Outcome, REPLY_LINK, REPLY_MTU, capacity};
+use super::{Handed, LAB, MTU, MUTE, Machine, Outcome, REPLY_LINK, STRANGE, capacity};
 use crate::process::output;
 
 /// The data path in the kernel, with pins of its own.
@@ -29,12 +36,19 @@ pub struct Kernel {
     bpf: Bpf,
     plan: Plan,
     /// What the last packet's look at the counters found, while nothing but packets may have come after it.
-    counted: Option<BTreeMap<Reason, u64>>,
+    counted: Option<Counted>,
     _folder: tempfile::TempDir,
 }
 
-/// Puts this process into namespaces of its own, with a bpf filesystem and a route to the cases' clients. Before any
-/// thread is started.
+/// The counters that a verdict is judged by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Counted {
+    reasons: BTreeMap<Reason, u64>,
+    early: EarlyStats,
+}
+
+/// Puts this process into namespaces of its own, with a bpf filesystem and routes to the cases' clients and backends.
+/// Before any thread is started.
 ///
 /// # Errors
 /// When the process has no right to.
@@ -46,31 +60,60 @@ pub fn enter() -> Result<()> {
     mount(Some("bpf"), PINS, Some("bpf"), MsFlags::empty(), None::<&str>).context("a bpf filesystem")?;
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
     std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
-    let mac = |bytes: [u8; 6]| bytes.map(|byte| format!("{byte:02x}")).join(":");
-    let (next_hop, own) = (mac(REPLY_LINK.0), mac(REPLY_LINK.1));
-    for command in [
+    let mut commands = vec![
         "ip link set lo up".to_owned(),
-        format!("ip link add lab0 mtu {REPLY_MTU} address {own} type veth peer name lab1"),
-        "ip link set lab0 up".to_owned(),
-        "ip link set lab1 up".to_owned(),
-        "ip addr add 10.9.0.254/32 dev lab0".to_owned(),
-        "ip addr add fd00:9::fe/128 dev lab0 nodad".to_owned(),
-        // Whoever a client is, one neighbour is the way there.
-        "ip route add 10.9.0.1/32 dev lab0".to_owned(),
-        "ip route add default via 10.9.0.1 dev lab0".to_owned(),
         // What a look-up reads that takes one family's address for the other's leads nowhere.
         "ip route add unreachable 0.0.0.0/32".to_owned(),
         "ip route add unreachable 253.0.0.9/32".to_owned(),
-        "ip route add fd00:9::1/128 dev lab0".to_owned(),
-        "ip route add default via fd00:9::1 dev lab0".to_owned(),
-        format!("ip neigh add 10.9.0.1 lladdr {next_hop} dev lab0 nud permanent"),
-        format!("ip neigh add fd00:9::1 lladdr {next_hop} dev lab0 nud permanent"),
-    ] {
+    ];
+    for ifindex in [LAB, MUTE, STRANGE] {
+        commands.extend(device(ifindex));
+    }
+    for ifindex in [LAB, MUTE] {
+        commands.extend(neighbours(ifindex).map(|neighbour| {
+            format!("ip neigh add {neighbour} lladdr {} dev lab{ifindex} nud permanent", mac(REPLY_LINK.0))
+        }));
+    }
+    for command in commands {
         let mut words = command.split(' ');
         let mut process = std::process::Command::new(words.next().unwrap_or("ip"));
         output(process.args(words))?;
     }
     Ok(())
+}
+
+/// A veth by which everything is reached through one neighbour of each family. The routes that name no device are those
+/// of the first.
+fn device(ifindex: u32) -> Vec<String> {
+    let name = format!("lab{ifindex}");
+    let table = if ifindex == LAB { "main".to_owned() } else { ifindex.to_string() };
+    let mut commands = vec![
+        format!(
+            "ip link add {name} index {ifindex} address {} mtu {MTU} type veth peer name {name}p",
+            mac(REPLY_LINK.1)
+        ),
+        format!("ip link set {name} up"),
+        format!("ip link set {name}p up"),
+        format!("ip addr add 10.9.0.254/32 dev {name}"),
+        format!("ip addr add fd00:9::fe/128 dev {name} nodad"),
+    ];
+    for (family, neighbour) in ["-4", "-6"].iter().zip(neighbours(ifindex)) {
+        commands.push(format!("ip {family} rule add oif {name} lookup {table}"));
+        commands.push(format!("ip {family} route add {neighbour} dev {name} table {table}"));
+        commands.push(format!("ip {family} route add default via {neighbour} dev {name} table {table} onlink"));
+    }
+    commands
+}
+
+/// The neighbours behind a device.
+fn neighbours(ifindex: u32) -> [String; 2] {
+    // Clients are behind the first, and one of them is itself the way there.
+    let number = if ifindex == LAB { 1 } else { ifindex };
+    [format!("10.9.0.{number}"), format!("fd00:9::{number}")]
+}
+
+fn mac(bytes: [u8; 6]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// Where the bpf filesystem of [`enter`] is.
@@ -94,7 +137,8 @@ impl Kernel {
         let name = folder.path().file_name().context("a temporary folder has a name")?.to_owned();
         let pins = Pins::new(Path::new(PINS).join(name.to_string_lossy().trim_start_matches('.')));
         let options = Options { pins, state: folder.path().to_owned(), capacity };
-        let (bpf, _) = Bpf::open_or_create(&options)?;
+        let (mut bpf, _) = Bpf::open_or_create(&options)?;
+        bpf.follow_network(&devices());
         Ok(Self { bpf, plan: Plan::default(), counted: None, _folder: folder })
     }
 
@@ -104,10 +148,28 @@ impl Kernel {
         &mut self.bpf
     }
 
-    fn reasons(&self) -> Result<BTreeMap<Reason, u64>> {
-        Ok(self.bpf.counters()?.reasons)
+    fn counted(&self) -> Result<Counted> {
+        let counters = self.bpf.counters()?;
+        let early = counters.early.get(&LOOPBACK).copied().unwrap_or_default();
+        Ok(Counted { reasons: counters.reasons, early })
     }
 }
+
+/// The devices that packets come in and leave by. Test runs have them come in by the loopback.
+fn devices() -> BTreeMap<u32, Device> {
+    let device = |ifindex, address: [u8; 6], abilities| {
+        let address = [0, 2, 4].map(|at| u16::from_ne_bytes([address[at], address[at + 1]]));
+        (Device::place(ifindex), Device { ifindex, abilities, address, zero: 0 })
+    };
+    [
+        device(LOOPBACK, DEVICE, Abilities::default()),
+        device(LAB, REPLY_LINK.1, Abilities::SENDS),
+        device(STRANGE, REPLY_LINK.1, Abilities::SENDS),
+    ]
+    .into()
+}
+
+const LOOPBACK: u32 = 1;
 
 impl Drop for Kernel {
     fn drop(&mut self) {
@@ -138,28 +200,65 @@ impl Machine for Kernel {
     fn run(&mut self, at: Program, bytes: &[u8]) -> Result<Outcome> {
         let before = match self.counted.take() {
             Some(counted) => counted,
-            None => self.reasons()?,
+            None => self.counted()?,
         };
         let (verdict, after) = self.bpf.run_once(at, bytes)?;
-        let now = self.reasons()?;
-        let moved = now.iter().filter(|(reason, count)| before.get(reason) != Some(count));
-        let counted: Vec<Reason> = moved.map(|(reason, _)| *reason).collect();
+        let now = self.counted()?;
+        let moved = now.reasons.iter().filter(|(reason, count)| before.reasons.get(reason) != Some(count));
+        let reasons: Vec<Reason> = moved.map(|(reason, _)| *reason).collect();
+        let early = (now.early.sent - before.early.sent, now.early.left - before.early.left);
         self.counted = Some(now);
-        let outcome = match (verdict, counted.as_slice()) {
-            (TC_ACT_REDIRECT, []) => Outcome::Redirected(after),
-            (TC_ACT_REDIRECT, [reason]) => Outcome::Told(*reason, after),
-            (TC_ACT_UNSPEC, []) => Outcome::Passed(after),
-            (TC_ACT_UNSPEC, [reason]) => {
-                ensure!(after == bytes, "a packet that is left alone was changed");
-                Outcome::Left(*reason)
-            }
-            (TC_ACT_SHOT, [reason]) => Outcome::Dropped(*reason),
-            (verdict, reasons) => bail!("verdict {verdict} with reasons {reasons:?}"),
-        };
-        Ok(outcome)
+        if !at.is_early() {
+            ensure!(early == (0, 0), "traffic control counted {early:?} for XDP");
+            return outcome(verdict, &reasons, &after, bytes);
+        }
+        let (note, after) = after.split_at(after.len() - bytes.len());
+        early_outcome(verdict, &reasons, early, note, after, bytes)
     }
+}
+
+fn outcome(verdict: i32, reasons: &[Reason], after: &[u8], before: &[u8]) -> Result<Outcome> {
+    Ok(match (verdict, reasons) {
+        (TC_ACT_REDIRECT, []) => Outcome::Redirected(after.to_vec()),
+        (TC_ACT_REDIRECT, [reason]) => Outcome::Told(*reason, after.to_vec()),
+        (TC_ACT_UNSPEC, []) => Outcome::Passed(after.to_vec()),
+        (TC_ACT_UNSPEC, [reason]) => {
+            ensure!(after == before, "a packet that is left alone was changed");
+            Outcome::Left(*reason)
+        }
+        (TC_ACT_SHOT, [reason]) => Outcome::Dropped(*reason),
+        (verdict, reasons) => bail!("verdict {verdict} with reasons {reasons:?}"),
+    })
+}
+
+/// What came of a packet at XDP, where so many were counted as sent and as left, and this note lies in front of it.
+fn early_outcome(
+    verdict: i32,
+    reasons: &[Reason],
+    (sent, left): (u64, u64),
+    note: &[u8],
+    after: &[u8],
+    before: &[u8],
+) -> Result<Outcome> {
+    let outcome = match (verdict, reasons, sent, left, note.len()) {
+        (XDP_REDIRECT, [], 1, 0, 0) => return Ok(Outcome::Redirected(after.to_vec())),
+        (XDP_PASS, [], 0, 0, 0) => Outcome::Later(Handed::Refused),
+        (XDP_PASS, [], 0, 1, 0) => Outcome::Later(Handed::Untold),
+        (XDP_PASS, [], 0, 1, NOTE) => Outcome::Later(Handed::Told),
+        (XDP_DROP, [reason], 0, 0, 0) => return Ok(Outcome::Dropped(*reason)),
+        _ => bail!("verdict {verdict} with reasons {reasons:?}, {sent} sent, {left} left, the note {note:02x?}"),
+    };
+    ensure!(after == before, "a packet that is left to traffic control was changed");
+    Ok(outcome)
 }
 
 const TC_ACT_UNSPEC: i32 = -1;
 const TC_ACT_SHOT: i32 = 2;
 const TC_ACT_REDIRECT: i32 = 7;
+
+const XDP_DROP: i32 = 1;
+const XDP_PASS: i32 = 2;
+const XDP_REDIRECT: i32 = 4;
+
+/// Bytes of the note that XDP leaves: a mark, a frontend, a backend.
+const NOTE: usize = 16;

@@ -8,7 +8,7 @@ use lb_common::{
     reason::Reason,
 };
 
-use super::{Case, REPLY_LINK, REPLY_MTU, UDP};
+use super::{Case, Handed, LAB, MTU, MUTE, REPLY_LINK, REPLY_MTU, STRANGE, UDP};
 use crate::packet::{Packet, eth};
 
 /// Bytes before the IP header.
@@ -96,6 +96,8 @@ pub fn cases() -> Vec<Case> {
         cases.extend(fragments(&ends, name));
         cases.extend(refusals(&ends, name));
         cases.extend(sizes(&ends, name));
+        cases.extend(early(&ends, name));
+        cases.extend(early_refusals(&ends, name));
     }
     cases.extend(ipv4_only());
     cases.extend(ipv6_only());
@@ -445,6 +447,198 @@ fn stack(ends: &Ends, name: Name) -> Vec<Case> {
         .way(Way::Peer { ifindex: 1 })
         .packet(ends.query().udp(4000, 53))
         .sends(ends.forwarded().udp(4000, 53)),
+    ]
+}
+
+/// What XDP sends, and what it leaves to traffic control. A test run cannot hand the note on, so what follows at traffic
+/// control is found anew.
+fn early(ends: &Ends, name: Name) -> Vec<Case> {
+    let by_lab = Way::Neighbour { ifindex: LAB };
+    let linked = || ends.forwarded().link(REPLY_LINK.0, REPLY_LINK.1);
+    let headers = ends.query().udp(4000, 53).bytes().len() - 14;
+    let largest = vec![7; MTU as usize - headers];
+    let too_big = vec![7; MTU as usize - headers + 1];
+    vec![
+        Case::new(name("xdp sends udp in both directions, v4", "xdp sends udp in both directions, v6"))
+            .given(&ends.one_backend(""))
+            .way(by_lab)
+            .early_packet(ends.query().udp(4000, 53).payload(b"query"))
+            .sends(linked().udp(4000, 53).payload(b"query"))
+            .early_reply(ends.answer().udp(53, 4000).payload(b"answer"))
+            .sends(ends.returned().udp(53, 4000).payload(b"answer"))
+            .early_packet(ends.query().udp(4000, 53).payload(b"again"))
+            .sends(linked().udp(4000, 53).payload(b"again")),
+        Case::new(name("xdp sends tcp in both directions, v4", "xdp sends tcp in both directions, v6"))
+            .given(&ends.service(&format!(
+                "backends = [\"{}\"]",
+                SocketAddr::new(ends.backend.parse().expect("an address"), 5353)
+            )))
+            .way(by_lab)
+            .early_packet_at_both(ends.query().tcp(4000, 53).syn())
+            .sends(linked().tcp(4000, 5353).syn())
+            .early_packet_at_both(ends.answer().tcp(5353, 4000).flags(0x12))
+            .sends(ends.returned().tcp(53, 4000).flags(0x12))
+            .early_packet_at_both(ends.query().tcp(4000, 53).payload(b"request"))
+            .sends(linked().tcp(4000, 5353).payload(b"request")),
+        Case::new(name(
+            "xdp sends the queries of a socket in turn, v4",
+            "xdp sends the queries of a socket in turn, v6",
+        ))
+        .given(&ends.two_backends("selector = \"rr\"\nschedule = \"per-packet\""))
+        .way(by_lab)
+        .early_packet(ends.query().udp(4000, 53))
+        .sends(linked().udp(4000, 53))
+        .early_packet(ends.query().udp(4000, 53))
+        .sends(eth().between(ends.client, ends.other_backend).hops(63).link(REPLY_LINK.0, REPLY_LINK.1).udp(4000, 53))
+        .early_reply(ends.answer().udp(53, 4000))
+        .sends(ends.returned().udp(53, 4000)),
+        Case::new(name(
+            "xdp sends later fragments after the first, v4",
+            "xdp sends later fragments after the first, v6",
+        ))
+        .given(&ends.one_backend(""))
+        .way(by_lab)
+        .early_packet(ends.query().first_fragment(99).udp(4000, 53).payload(&[7; 1000]))
+        .sends(linked().first_fragment(99).udp(4000, 53).payload(&[7; 1000]))
+        .early_packet(ends.query().later_fragment(99, 1008, UDP).payload(&[8; 600]))
+        .sends(linked().later_fragment(99, 1008, UDP).payload(&[8; 600]))
+        .early_reply(ends.answer().first_fragment(7).udp(53, 4000).payload(&[7; 1000]))
+        .sends(ends.returned().first_fragment(7).udp(53, 4000).payload(&[7; 1000]))
+        .early_reply(ends.answer().later_fragment(7, 1008, UDP).payload(&[8; 600]))
+        .sends(ends.returned().later_fragment(7, 1008, UDP).payload(&[8; 600])),
+        Case::new(name("xdp leaves what goes through the stack, v4", "xdp leaves what goes through the stack, v6"))
+            .given(&ends.one_backend(""))
+            .way(Way::Stack)
+            .early_packet(ends.query().udp(4000, 53))
+            .is_left(Handed::Told)
+            .packet(ends.query().udp(4000, 53))
+            .passes(ends.forwarded().hops(64).udp(4000, 53))
+            .early_reply(ends.answer().udp(53, 4000))
+            .is_left(Handed::Untold)
+            .leaving(ends.answer().udp(53, 4000))
+            .passes(eth().between(ends.frontend, ends.client).udp(53, 4000)),
+        Case::new(name("xdp leaves what goes to a veth's peer, v4", "xdp leaves what goes to a veth's peer, v6"))
+            .given(&ends.one_backend(""))
+            .way(Way::Peer { ifindex: LAB })
+            .early_packet(ends.query().udp(4000, 53))
+            .is_left(Handed::Told)
+            .packet(ends.query().udp(4000, 53))
+            .sends(ends.forwarded().udp(4000, 53))
+            .early_reply(ends.answer().udp(53, 4000))
+            .sends(ends.returned().udp(53, 4000)),
+        Case::new(name(
+            "xdp leaves what a device takes from no xdp program, v4",
+            "xdp leaves what a device takes from no xdp program, v6",
+        ))
+        .given(&ends.one_backend(""))
+        .way(Way::Neighbour { ifindex: MUTE })
+        .early_packet(ends.query().udp(4000, 53))
+        .is_left(Handed::Told)
+        .packet(ends.query().udp(4000, 53))
+        .sends(linked().udp(4000, 53)),
+        Case::new(name("xdp leaves what has no known neighbour, v4", "xdp leaves what has no known neighbour, v6"))
+            .given(&ends.one_backend(""))
+            .way(Way::Neighbour { ifindex: STRANGE })
+            .early_packet(ends.query().udp(4000, 53))
+            .is_left(Handed::Told)
+            .packet(ends.query().udp(4000, 53))
+            .sends(ends.forwarded().udp(4000, 53)),
+        Case::new(name("xdp leaves what does not fit, v4", "xdp leaves what does not fit, v6"))
+            .given(&ends.one_backend(""))
+            .way(by_lab)
+            .early_packet(ends.query().udp(4000, 53).payload(&largest))
+            .sends(linked().udp(4000, 53).payload(&largest))
+            .early_packet(ends.query().udp(4000, 53).payload(&too_big))
+            .is_left(Handed::Told)
+            .packet(ends.query().udp(4000, 53).payload(&too_big))
+            .is(Reason::TooBig)
+            .early_reply(ends.answer().udp(53, 4000).payload(&largest))
+            .sends(ends.returned().udp(53, 4000).payload(&largest))
+            .early_reply(ends.answer().udp(53, 4000).payload(&too_big))
+            .is_left(Handed::Untold)
+            .reply(ends.answer().udp(53, 4000).payload(&too_big))
+            .is(Reason::TooBig),
+        Case::new(name("xdp leaves unfinished checksums, v4", "xdp leaves unfinished checksums, v6"))
+            .given(&ends.one_backend(""))
+            .way(by_lab)
+            .early_packet(ends.query().udp(4000, 53).payload(b"query").unfinished())
+            .is_left(Handed::Told)
+            .early_packet(ends.query().tcp(4000, 53).syn().unfinished())
+            .is_left(Handed::Told)
+            .early_packet(ends.query().tcp(4000, 53))
+            .sends(linked().tcp(4000, 53))
+            .early_reply(ends.answer().udp(53, 4000).payload(b"answer").unfinished())
+            .is_left(Handed::Untold)
+            .early_reply(ends.answer().tcp(53, 4000).flags(0x12).unfinished())
+            .is_left(Handed::Untold),
+    ]
+}
+
+/// What XDP does not balance: what is to be passed it passes uncounted, for traffic control sees it next.
+fn early_refusals(ends: &Ends, name: Name) -> Vec<Case> {
+    let by_lab = Way::Neighbour { ifindex: LAB };
+    let linked = || ends.forwarded().link(REPLY_LINK.0, REPLY_LINK.1);
+    let every_other = |schedule: &str| {
+        let rule = format!("{{ every = 2, packet = 0, backend = \"{}\" }}", ends.backend);
+        ends.service(&format!("selector = \"nth\"\n{schedule}\nrules = [{rule}]"))
+    };
+    vec![
+        Case::new(name("xdp counts nothing that it passes, v4", "xdp counts nothing that it passes, v6"))
+            .given(&ends.one_backend(""))
+            .way(by_lab)
+            .early_packet(ends.query().udp(4000, 54))
+            .is(Reason::NotOurs)
+            .early_packet(ends.query().link([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 1]).udp(4000, 53))
+            .is(Reason::NotOurs)
+            .early_reply(ends.answer().udp(53, 4000))
+            .is(Reason::NotOurs)
+            .early_packet(ends.query().tcp(4000, 53))
+            .is(Reason::NoFlow)
+            .early_packet(ends.query().later_fragment(98, 1008, UDP).payload(&[8; 600]))
+            .is(Reason::FragmentUnknown)
+            .early_packet(ends.query().raw(UDP).payload(&[0; 7]))
+            .is(Reason::Truncated)
+            .early_packet(eth().between(ends.unforwarded, ends.frontend).udp(4000, 53))
+            .is(Reason::SourceScope),
+        Case::new(name("xdp drops and counts what cannot go on, v4", "xdp drops and counts what cannot go on, v6"))
+            .given(&ends.one_backend(""))
+            .way(by_lab)
+            .early_packet(ends.query().udp(4000, 53).hops(2))
+            .sends(linked().udp(4000, 53).hops(1))
+            .early_packet(ends.query().udp(4000, 53).hops(1))
+            .is(Reason::HopLimit)
+            .early_reply(ends.answer().udp(53, 4000).hops(1))
+            .is(Reason::HopLimit),
+        Case::new(name("xdp drops what clashes, v4", "xdp drops what clashes, v6"))
+            .given(&format!(
+                "name = \"dns\"\nlisten = [{{ address = \"{}\", port = 53, protocols = [\"udp\"] }}, \
+                 {{ address = \"{}\", port = 53, protocols = [\"udp\"] }}]\nbackends = [\"{}\"]",
+                ends.frontend, ends.other_frontend, ends.backend
+            ))
+            .way(by_lab)
+            .early_packet(ends.query().udp(4000, 53))
+            .sends(linked().udp(4000, 53))
+            .early_packet(eth().between(ends.client, ends.other_frontend).udp(4000, 53))
+            .is(Reason::Clash),
+        // Were it not told, traffic control would draw a second ticket for it.
+        Case::new(name("xdp tells of a flow that no rule takes, v4", "xdp tells of a flow that no rule takes, v6"))
+            .given(&every_other(""))
+            .way(by_lab)
+            .early_packet(ends.query().udp(4000, 53))
+            .sends(linked().udp(4000, 53))
+            .early_packet(ends.query().udp(4001, 53))
+            .is_left(Handed::Told)
+            .early_packet(ends.query().udp(4001, 53))
+            .sends(linked().udp(4001, 53)),
+        Case::new(name("xdp tells of a query that no rule takes, v4", "xdp tells of a query that no rule takes, v6"))
+            .given(&every_other("schedule = \"per-packet\""))
+            .way(by_lab)
+            .early_packet(ends.query().udp(4000, 53))
+            .sends(linked().udp(4000, 53))
+            .early_packet(ends.query().udp(4000, 53))
+            .is_left(Handed::Told)
+            .early_packet(ends.query().udp(4000, 53))
+            .sends(linked().udp(4000, 53)),
     ]
 }
 
