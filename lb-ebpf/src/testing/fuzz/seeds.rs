@@ -232,17 +232,16 @@ fn wait(seconds: u32) -> Step {
     Step::Wait(Wait(which.unwrap_or_else(|| unreachable!("no wait is of {seconds} s")) as u8))
 }
 
-fn from(client: u8, step: Step) -> Step {
-    match step {
-        Step::Packet(place, frame) => Step::Packet(place, Frame { client, ..frame }),
-        Step::Crowd(place, frame, count) => Step::Crowd(place, Frame { client, ..frame }, count),
-        step => step,
+fn from(client: u8, mut step: Step) -> Step {
+    if let Step::Packet(_, frame) | Step::Crowd(_, frame, _) = &mut step {
+        frame.client = client;
     }
+    step
 }
 
-fn at(place: Place, step: Step) -> Step {
-    match step {
-        Step::Packet(_, frame) => Step::Packet(place, frame),
-        step => step,
+fn at(place: Place, mut step: Step) -> Step {
+    if let Step::Packet(old, _) = &mut step {
+        *old = place;
     }
+    step
 }
