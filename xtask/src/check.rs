@@ -92,10 +92,16 @@ fn kernel_half(toolchain: &Toolchain) -> Result<Ran> {
     let has_clippy = rustc.parent().is_some_and(|folder| folder.join("clippy-driver").exists());
     let folder = folders::target().join("bpf-check");
     if has_clippy {
-        step::run("clippy, kernel half", &mut bpf::cargo(toolchain, "clippy", &folder, &["-Dwarnings"]))?;
+        step::run(
+            "clippy, kernel half",
+            &mut bpf::cargo(toolchain, "clippy", bpf::With::Trace, &folder, &["-Dwarnings"]),
+        )?;
         return Ok(Ran::Whole);
     }
-    step::run("warnings, kernel half", &mut bpf::cargo(toolchain, "build", &folder, &["-Dwarnings"]))?;
+    step::run(
+        "warnings, kernel half",
+        &mut bpf::cargo(toolchain, "build", bpf::With::Trace, &folder, &["-Dwarnings"]),
+    )?;
     Ok(Ran::NotWhole(format!("{} has no clippy, and only its own warnings were looked at", rustc.display())))
 }
 
