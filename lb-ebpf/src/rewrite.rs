@@ -107,3 +107,93 @@ pub const fn address_offset<I: IpHeader>(side: Side) -> usize {
         Side::Destination => I::DESTINATION_OFFSET,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use lb_common::addr::Addr;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        parse::parse,
+        testing::datagram::{Datagram, datagram},
+        wire::checksum::checksum,
+    };
+
+    fn any_datagram() -> impl Strategy<Value = Datagram> {
+        let address = |family: Family, words: [u32; 4]| match family {
+            Family::V4 => Addr::from_v4_word(words[3]),
+            Family::V6 => Addr([words[0] | u32::from_ne_bytes([0x20, 0, 0, 0]), words[1], words[2], words[3]]),
+        };
+        let family = prop::sample::select(Family::ALL.to_vec());
+        let protocol = prop::sample::select([Protocol::TCP, Protocol::UDP].to_vec());
+        let ends: (_, _, _, _) = (any::<[u32; 4]>(), any::<[u32; 4]>(), any::<u16>(), any::<u16>());
+        (family, protocol, ends, prop::collection::vec(any::<u8>(), 0..200)).prop_map(
+            move |(family, protocol, (source, destination, from, to), payload)| Datagram {
+                payload,
+                ..datagram(protocol, (address(family, source), from), (address(family, destination), to))
+            },
+        )
+    }
+
+    /// The sum that a local sender leaves to its device, made from bytes.
+    fn pseudo_sum(parsed: &Parsed, length: usize) -> u16 {
+        let words = [parsed.source, parsed.destination].into_iter().flat_map(|address| address.0);
+        let rest = [0, 0, 0, parsed.protocol.0].into_iter().chain((length as u32).to_be_bytes());
+        !checksum(words.flat_map(u32::to_ne_bytes).chain(rest)).to_be()
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_sender_leaves_to_its_device_is_known_and_what_is_finished_is_not_taken_for_it(datagram in any_datagram()) {
+            let mut packet = datagram.packet();
+            let Ok(parsed) = parse(&packet) else { return Err(TestCaseError::reject("addresses of no packet")) };
+            let at = parsed.transport_offset() + checksum_offset(parsed.protocol);
+            let left = pseudo_sum(&parsed, packet.bytes.len() - parsed.transport_offset());
+            let finished: u16 = packet.get(at).expect("it has one");
+            prop_assert_eq!(is_unfinished(&packet, &parsed), finished == left);
+            packet.put(at, left).expect("it is in reach");
+            prop_assert!(is_unfinished(&packet, &parsed));
+            packet.put(at, left.wrapping_add(1)).expect("it is in reach");
+            prop_assert!(!is_unfinished(&packet, &parsed));
+        }
+
+        #[test]
+        fn a_pseudo_header_adds_up_as_its_bytes_do(source: [u32; 4], destination: [u32; 4], protocol: u8, length: u32) {
+            let words = source.into_iter().chain(destination).flat_map(u32::to_ne_bytes);
+            let rest = [0, 0, 0, protocol].into_iter().chain(length.to_be_bytes());
+            let bytes: Vec<u8> = words.chain(rest).collect();
+            let sum = PseudoSum::new(&Addr(source), &Addr(destination), Protocol(protocol), length).fold();
+            prop_assert_eq!(sum, !checksum(bytes).to_be());
+        }
+    }
+
+    #[test]
+    fn of_finished_sums_one_in_65535_looks_unfinished() {
+        let end = |last| (Addr::from_v4_word(u32::from_ne_bytes([10, 9, 0, last])), 53);
+        let looks = (0..=u16::MAX).filter(|word| {
+            let datagram = Datagram { payload: word.to_ne_bytes().to_vec(), ..datagram(Protocol::UDP, end(1), end(2)) };
+            let packet = datagram.packet();
+            is_unfinished(&packet, &parse(&packet).expect("it is sound"))
+        });
+        // The word of all ones adds what zero does.
+        assert!((1..=2).contains(&looks.count()));
+    }
+
+    #[test]
+    fn a_later_fragment_has_no_checksum_to_finish() {
+        use crate::testing::datagram::Part;
+        let end = |last| (Addr::from_v4_word(u32::from_ne_bytes([10, 9, 0, last])), 53);
+        let part = Part { identification: 1, offset: 16, has_more: false };
+        let later = Datagram { part: Some(part), payload: [0; 40].into(), ..datagram(Protocol::UDP, end(1), end(2)) };
+        let mut packet = later.packet();
+        let parsed = parse(&packet).expect("it is sound");
+        let left = pseudo_sum(&parsed, 40);
+        for at in (parsed.transport_offset()..packet.bytes.len()).step_by(2) {
+            packet.put(at, left).expect("it is in reach");
+        }
+        assert!(!is_unfinished(&packet, &parsed));
+    }
+}

@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::{
     addr::{Port, Protocol},
     backend::{BackendId, BackendState, Endpoint, EndpointId, Way},
+    device::{Abilities, Device},
     flow::{Client, Entry, FlowState, Tick, WAYS, Word},
     reason::Reason,
     reply::ReplyWord,
@@ -28,7 +29,7 @@ use lb_userspace::{
     capacity::Capacity,
     dataplane::{
         Dataplane as _,
-        attach::{self, HookReport, Hooks, Mode, Outcome, Point, Role},
+        attach::{self, HookReport, Hooks, Mode, Outcome, Point, Role, XdpMode},
         bpf::{Bpf, Opening, Options},
         maps::Maps,
         mmap::{Access, Mapping},
@@ -94,6 +95,14 @@ fn main() -> ExitCode {
         root("an_interface_with_a_used_number_is_hooked_anew_by_clsact", || a_used_number(Mode::Clsact)),
         root("an_interface_that_is_gone_does_not_hold_up_the_rest", an_interface_that_is_gone),
         root("programs_of_others_are_reported_in_their_order", programs_of_others_are_reported),
+        root("xdp_hooks_come_change_and_go_in_front_of_tcx", || xdp_hooks_come_change_and_go(Mode::Tcx)),
+        root("xdp_hooks_come_change_and_go_in_front_of_clsact", || xdp_hooks_come_change_and_go(Mode::Clsact)),
+        root("xdp_hooks_are_adopted_by_the_next_controller", xdp_hooks_are_adopted),
+        root("an_xdp_program_of_someone_else_leaves_traffic_control_to_us", an_xdp_program_of_someone_else),
+        root("xdp_hooks_go_with_their_interface", xdp_hooks_go_with_their_interface),
+        root("what_xdp_has_decided_traffic_control_does_not_decide_again", what_xdp_has_decided_is_not_decided_again),
+        root("what_no_rule_takes_at_xdp_draws_one_ticket", what_no_rule_takes_draws_one_ticket),
+        root("a_note_of_someone_elses_xdp_program_is_not_believed", a_note_of_someone_else_is_not_believed),
         root("a_clsact_qdisc_of_someone_else_stays", a_clsact_qdisc_of_someone_else_stays),
         root("detaching_needs_the_controller_to_be_gone", detaching_needs_the_controller_to_be_gone),
     ])
@@ -891,6 +900,191 @@ fn detaching_needs_the_controller_to_be_gone() -> Result<()> {
     Ok(())
 }
 
+// XDP in front of traffic control.
+
+fn xdp_hooks_come_change_and_go(mode: Mode) -> Result<()> {
+    let ground = Ground::new()?;
+    let veth = Veth::new("early")?;
+    let (bpf, _) = ground.open()?;
+    let (native, generic) = (Some(XdpMode::Native), Some(XdpMode::Generic));
+    let (ingress, xdp) = (Point::Ingress, Point::Xdp);
+    for (role, early, expected) in [
+        (Some(Role::Clients), None, vec![(ingress, Outcome::Attached)]),
+        (Some(Role::Clients), native, vec![(ingress, Outcome::Kept), (xdp, Outcome::Attached)]),
+        (Some(Role::Clients), native, vec![(ingress, Outcome::Kept), (xdp, Outcome::Kept)]),
+        (Some(Role::Both), native, vec![(ingress, Outcome::Replaced), (xdp, Outcome::Replaced)]),
+        (Some(Role::Both), generic, vec![(ingress, Outcome::Kept), (xdp, Outcome::Attached)]),
+        (Some(Role::Both), generic, vec![(ingress, Outcome::Kept), (xdp, Outcome::Kept)]),
+        (Some(Role::Backends), native, vec![(ingress, Outcome::Replaced), (xdp, Outcome::Attached)]),
+        (Some(Role::Backends), None, vec![(xdp, Outcome::Removed), (ingress, Outcome::Kept)]),
+        (Some(Role::Clients), generic, vec![(ingress, Outcome::Replaced), (xdp, Outcome::Attached)]),
+        // XDP leaves packets to traffic control to the last.
+        (None, native, vec![(xdp, Outcome::Removed), (ingress, Outcome::Removed)]),
+        (Some(Role::Clients), native, vec![(ingress, Outcome::Attached), (xdp, Outcome::Attached)]),
+    ] {
+        let hooks = Hooks { name: veth.name.clone(), ingress: role, egress: false, xdp: early };
+        let reports = attach::apply(&bpf, &BTreeMap::from([(veth.ifindex, hooks)]), mode)?;
+        let points = reports.iter().map(|report| report.point);
+        let done: Vec<_> = points.zip(outcomes(&reports)?).collect();
+        ensure!(done == expected, "{role:?} {early:?}: {reports:?}");
+        ensure!(reports.iter().all(|report| report.foreign.is_empty()), "ours is not someone else's: {reports:?}");
+        let early = early.filter(|_| role.is_some());
+        ensure!(veth.early()? == early, "{:?}, not {early:?}", veth.early()?);
+        ensure!(veth.hooks(mode)? == (role.is_some(), false), "{:?}", veth.hooks(mode)?);
+        let before = ground.not_ours()?;
+        veth.send(5)?;
+        ensure!(ground.not_ours()? == before + if role.is_some() { 5 } else { 0 }, "each packet is counted once");
+    }
+    drop(bpf);
+    ensure!(veth.early()? == native, "the controller's end changes nothing");
+    let detached = attach::detach_all(&ground.pins, &ground.options().state)?;
+    ensure!((detached.hooks, detached.has_maps) == (2, true), "{detached:?}");
+    ensure!(veth.early()?.is_none() && veth.hooks(mode)? == (false, false));
+    Ok(())
+}
+
+fn xdp_hooks_are_adopted() -> Result<()> {
+    let ground = Ground::new()?;
+    let veth = Veth::new("adopt")?;
+    for mode in [XdpMode::Native, XdpMode::Generic] {
+        let wanted = veth.early_clients(mode);
+        let (bpf, _) = ground.open()?;
+        outcomes(&attach::apply(&bpf, &wanted, Mode::Tcx)?)?;
+        drop(bpf);
+        ensure!(veth.early()? == Some(mode));
+        let (bpf, opening) = ground.open()?;
+        ensure!(opening.is_adopted);
+        let held: Vec<Point> = attach::held(&ground.pins)?.iter().map(|(place, _)| place.point).collect();
+        ensure!(held == [Point::Xdp, Point::Ingress], "in the order in which they are taken away: {held:?}");
+        let reports = attach::apply(&bpf, &wanted, Mode::Tcx)?;
+        ensure!(outcomes(&reports)? == [Outcome::Replaced, Outcome::Replaced], "by the new programs: {reports:?}");
+        ensure!(veth.early()? == Some(mode));
+        ensure!(ground.generations()?.len() == 1, "{:?}", ground.generations()?);
+    }
+    Ok(())
+}
+
+fn an_xdp_program_of_someone_else() -> Result<()> {
+    let (ground, other) = (Ground::new()?, Ground::new()?);
+    let veth = Veth::new("taken")?;
+    let (bpf, _) = ground.open()?;
+    let (other, _) = other.open()?;
+    outcomes(&attach::apply(&other, &veth.early_clients(XdpMode::Native), Mode::Tcx)?)?;
+    for mode in [XdpMode::Native, XdpMode::Generic] {
+        let reports = attach::apply(&bpf, &veth.early_clients(mode), Mode::Tcx)?;
+        let [tc, xdp] = &reports[..] else { bail!("{reports:?}") };
+        ensure!(tc.outcome.is_ok(), "traffic control is attached: {tc:?}");
+        let told = tc.foreign.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        ensure!(told.contains(&format!("xdp program xdp_clients on {} sees packets first", veth.name)), "{told}");
+        let refused = xdp.outcome.as_ref().err().context("there is one already")?.to_string();
+        let expected = format!("interface {} ({}) xdp by {}: ", veth.name, veth.ifindex, mode.name());
+        ensure!(refused.starts_with(&expected), "{refused}");
+        ensure!(mode == XdpMode::Generic || refused.contains("busy"), "{refused}");
+        ensure!(veth.early()? == Some(XdpMode::Native), "theirs is there");
+    }
+    outcomes(&attach::apply(&other, &BTreeMap::new(), Mode::Tcx)?)?;
+    let reports = attach::apply(&bpf, &veth.early_clients(XdpMode::Native), Mode::Tcx)?;
+    ensure!(outcomes(&reports)? == [Outcome::Kept, Outcome::Attached], "{reports:?}");
+    Ok(())
+}
+
+fn xdp_hooks_go_with_their_interface() -> Result<()> {
+    let ground = Ground::new()?;
+    let (bpf, _) = ground.open()?;
+    let first = Veth::numbered("fade", Some(4343))?;
+    outcomes(&attach::apply(&bpf, &first.early_clients(XdpMode::Native), Mode::Tcx)?)?;
+    drop(first);
+    let second = Veth::numbered("fade", Some(4343))?;
+    let reports = attach::apply(&bpf, &second.early_clients(XdpMode::Native), Mode::Tcx)?;
+    ensure!(outcomes(&reports)? == [Outcome::Attached, Outcome::Attached], "another of that number: {reports:?}");
+    ensure!(second.early()? == Some(XdpMode::Native));
+    let wanted = second.early_clients(XdpMode::Native);
+    drop(second);
+    let reports = attach::apply(&bpf, &wanted, Mode::Tcx)?;
+    for report in &reports {
+        let error = report.outcome.as_ref().err().context("it is gone")?;
+        ensure!(error.to_string() == "interface fade0 (4343) is gone", "{error}");
+    }
+    ensure!(std::fs::read_dir(ground.pins.path().join("links"))?.count() == 0, "no pin of it stays");
+    Ok(())
+}
+
+/// Makes the service of the sample's first policy the one of what is sent here, each packet a choice of its own, and lets
+/// XDP know the interface.
+fn serve_each_packet(bpf: &mut Bpf, veth: &Veth, policy: Policy) -> Result<()> {
+    bpf.apply(&sample_changes())?;
+    let replies = sample_tables().endpoints.into_iter();
+    let replies = replies.map(|(key, it)| Change::PutEndpoint(key, Endpoint { flags: Endpoint::REPLIES, ..it }));
+    bpf.apply(&replies.collect::<Vec<_>>())?;
+    // Through the stack, so that XDP can send nothing itself.
+    bpf.apply(&[BackendId(1), BackendId(2)].map(|id| Change::SetBackendWay(id, Way::Stack)))?;
+    bpf.apply(&[
+        Change::WritePolicy(PolicyId(2), Policy { flags: Policy::PER_PACKET, ..policy }),
+        Change::SwapService(ServiceId(1), ServiceWord { policy: PolicyId(2), change: 5 }),
+    ])?;
+    bpf.apply(&veth.frontend(FrontendId(1), ServiceId(1)))?;
+    bpf.follow_network(&BTreeMap::from([veth.device()?]));
+    Ok(())
+}
+
+fn what_xdp_has_decided_is_not_decided_again() -> Result<()> {
+    for mode in [XdpMode::Native, XdpMode::Generic] {
+        let ground = Ground::new()?;
+        let veth = Veth::new("note")?;
+        let (mut bpf, _) = ground.open()?;
+        serve_each_packet(&mut bpf, &veth, sample_tables().policies[&PolicyId(1)])?;
+        outcomes(&attach::apply(&bpf, &veth.early_clients(mode), Mode::Tcx)?)?;
+        veth.send(6)?;
+        let counters = bpf.counters()?;
+        let early = counters.early[&veth.ifindex];
+        ensure!((early.sent, early.left) == (0, 6), "{early:?}");
+        let stats = counters.services[&ServiceId(1)];
+        ensure!((stats.tickets, stats.refused, stats.unmatched) == (6, 0, 0), "by {}: {stats:?}", mode.name());
+        for backend in [BackendId(1), BackendId(2)] {
+            let traffic = counters.traffic[&backend];
+            ensure!((traffic.choices, traffic.packets_in) == (3, 3), "by {}: {traffic:?}", mode.name());
+        }
+    }
+    Ok(())
+}
+
+fn what_no_rule_takes_draws_one_ticket() -> Result<()> {
+    let ground = Ground::new()?;
+    let veth = Veth::new("rule")?;
+    let (mut bpf, _) = ground.open()?;
+    let rule = NthRule { every: 3, packet: 1, slot: Slot { backend: BackendId(1), endpoint: EndpointId(1) } };
+    bpf.apply(&[Change::WriteRun(Run { chunk: 0, start: 2048 }, rule.to_words().to_vec())])?;
+    let index = Index::Chain.to_word();
+    let policy = Policy { index, slots_start: 2048, slots_count: 1, ..sample_tables().policies[&PolicyId(1)] };
+    serve_each_packet(&mut bpf, &veth, policy)?;
+    outcomes(&attach::apply(&bpf, &veth.early_clients(XdpMode::Native), Mode::Tcx)?)?;
+    veth.send(9)?;
+    let counters = bpf.counters()?;
+    let stats = counters.services[&ServiceId(1)];
+    ensure!((stats.tickets, stats.unmatched) == (9, 6), "{stats:?}");
+    ensure!(counters.traffic[&BackendId(1)].packets_in == 3, "{:?}", counters.traffic);
+    ensure!(counters.reasons[&Reason::NoRuleMatched] == 6, "{:?}", counters.reasons);
+    Ok(())
+}
+
+fn a_note_of_someone_else_is_not_believed() -> Result<()> {
+    let (ground, other) = (Ground::new()?, Ground::new()?);
+    let veth = Veth::new("forge")?;
+    let (mut bpf, _) = ground.open()?;
+    let (mut other, _) = other.open()?;
+    let policy = sample_tables().policies[&PolicyId(1)];
+    // Another balancer's XDP program leaves notes of its own in front of our program.
+    serve_each_packet(&mut other, &veth, policy)?;
+    outcomes(&attach::apply(&other, &veth.early_clients(XdpMode::Native), Mode::Tcx)?)?;
+    serve_each_packet(&mut bpf, &veth, policy)?;
+    outcomes(&attach::apply(&bpf, &veth.clients(), Mode::Tcx)?)?;
+    veth.send(6)?;
+    ensure!(other.counters()?.early[&veth.ifindex].left == 6, "theirs decided: {:?}", other.counters()?.early);
+    let stats = bpf.counters()?.services[&ServiceId(1)];
+    ensure!(stats.tickets == 6, "ours decides for itself: {stats:?}");
+    Ok(())
+}
+
 // What all of them stand on.
 
 /// A bpf filesystem and a folder for the state, both gone at the end.
@@ -1014,6 +1208,35 @@ impl Veth {
     fn clients(&self) -> BTreeMap<u32, Hooks> {
         let hooks = Hooks { name: self.name.clone(), ingress: Some(Role::Clients), egress: false, xdp: None };
         BTreeMap::from([(self.ifindex, hooks)])
+    }
+
+    /// The same with XDP in front.
+    fn early_clients(&self, mode: XdpMode) -> BTreeMap<u32, Hooks> {
+        let mut hooks = self.clients();
+        hooks.values_mut().for_each(|hooks| hooks.xdp = Some(mode));
+        hooks
+    }
+
+    /// How an XDP program runs on the hooked end, if any does.
+    fn early(&self) -> Result<Option<XdpMode>> {
+        let shown = run("ip", &["link", "show", "dev", &self.name])?;
+        let mode = |word: &str| match word {
+            "xdp" => Some(XdpMode::Native),
+            "xdpgeneric" => Some(XdpMode::Generic),
+            _ => None,
+        };
+        Ok(shown.split_whitespace().find_map(mode))
+    }
+
+    /// The hooked end as XDP is told of it, at its place.
+    fn device(&self) -> Result<(u32, Device)> {
+        let text = std::fs::read_to_string(format!("/sys/class/net/{}/address", self.name))?;
+        let bytes =
+            text.trim().split(':').map(|byte| Ok(u8::from_str_radix(byte, 16)?)).collect::<Result<Vec<u8>>>()?;
+        let [a, b, c, d, e, f] = bytes[..] else { bail!("{text} is no link-layer address") };
+        let address = [[a, b], [c, d], [e, f]].map(u16::from_ne_bytes);
+        let device = Device { ifindex: self.ifindex, abilities: Abilities::default(), address, zero: 0 };
+        Ok((Device::place(self.ifindex), device))
     }
 
     /// Whether one program of ours is on ingress, and one on egress.

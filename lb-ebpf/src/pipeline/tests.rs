@@ -5,7 +5,7 @@ use std::{net::IpAddr, vec, vec::Vec};
 use lb_common::{
     addr::{Addr, Family, Port},
     backend::{Backend, EndpointId},
-    selector::Slot,
+    selector::{NthRule, Slot},
     service::{FrontendInfo, Index, PolicyId, ServiceId, ServiceWord},
 };
 
@@ -15,7 +15,7 @@ use crate::{
     kernel::Route,
     parse::parse,
     testing::{
-        Cpu, Maps, MemoryPacket,
+        Cpu, EarlyPacket, Maps, MemoryPacket,
         datagram::{Datagram, Part, datagram},
     },
 };
@@ -350,5 +350,297 @@ fn a_fragment_to_a_removed_backend_is_not_sent() {
         world.is_sent_to(&Datagram { part: part(0, true), ..world.asks() }, 1);
         world.maps.set_state(BackendId(1), BackendState::UdpGone);
         assert_eq!(world.forward(&Datagram { part: part(16, false), ..world.asks() }), Err(Reason::FragmentUnknown));
+    }
+}
+
+const LINK: Link = Link { destination: [1, 2, 3], source: [4, 5, 6] };
+const EXIT: u32 = 7;
+const TOLD: Decided = Decided { frontend: FRONTEND, backend: BackendId(1) };
+
+impl World {
+    /// With backends and clients behind a device that takes packets from XDP and sends packets of this size.
+    fn behind_link(mut self, mtu: u32) -> Self {
+        self.maps.route = Route::Link { ifindex: EXIT, link: LINK, mtu };
+        self.maps.routes_to_backends.insert(EXIT, self.maps.route);
+        self.maps.abilities.insert(EXIT, Abilities::SENDS);
+        for backend in [1, 2] {
+            self.maps.set_way(BackendId(backend), Way::Neighbour { ifindex: EXIT });
+        }
+        self
+    }
+
+    /// At XDP where clients come in.
+    fn forward_early(&self, bytes: Vec<u8>) -> Result<(Exit, Vec<u8>), Reason> {
+        self.run_early(bytes, |packet, kernel, parsed| match balance(packet, kernel, parsed)? {
+            Step::Send(exit) => Ok(exit),
+            Step::NewFlow => begin_flow(packet, kernel, parsed),
+            Step::Query => query(packet, kernel, parsed),
+        })
+    }
+
+    /// At XDP where answers come in.
+    fn back_early(&self, bytes: Vec<u8>) -> Result<(Exit, Vec<u8>), Reason> {
+        self.run_early(bytes, |packet, kernel, parsed| answer(packet, kernel, parsed, Hook::Ingress))
+    }
+
+    fn run_early(
+        &self,
+        bytes: Vec<u8>,
+        stage: impl FnOnce(&mut EarlyPacket, &Cpu<'_>, &Parsed) -> Result<Exit, Reason>,
+    ) -> Result<(Exit, Vec<u8>), Reason> {
+        let mut packet = EarlyPacket(MemoryPacket { bytes });
+        let parsed = parse(&packet)?;
+        let exit = stage(&mut packet, &Cpu::new(&self.maps, 1), &parsed)?;
+        Ok((exit, packet.0.bytes))
+    }
+
+    /// At traffic control behind an XDP program that has decided.
+    fn carried_on(&self, datagram: &Datagram, decided: Decided) -> Result<(Exit, Vec<u8>), Reason> {
+        self.run(datagram, |packet, kernel, parsed| carry_on(packet, kernel, parsed, decided))
+    }
+
+    fn is_left(&self, asked: &Datagram, decided: Decided) {
+        let bytes = asked.bytes();
+        assert_eq!(self.forward_early(bytes.clone()), Ok((Exit::Later(decided), bytes)), "{:?}", self.family);
+    }
+
+    fn choices(&self) -> u64 {
+        [1, 2].map(|backend| self.maps.traffic(BackendId(backend)).choices).iter().sum()
+    }
+}
+
+fn with_link(sent: &Datagram) -> Vec<u8> {
+    let mut bytes = sent.bytes();
+    bytes[..12].copy_from_slice(zerocopy::IntoBytes::as_bytes(&LINK));
+    bytes
+}
+
+#[test]
+fn an_early_hook_sends_with_link_addresses_both_ways() {
+    for world in worlds(&PROTOCOLS) {
+        let world = world.behind_link(1500);
+        let asked = world.opens();
+        let sent = Datagram { destination: world.backend(1), hops: 63, ..asked.clone() };
+        assert_eq!(world.forward_early(asked.bytes()), Ok((Exit::Link { ifindex: EXIT }, with_link(&sent))));
+        let answered = Datagram { flags: 0x12, ..world.answers(1) };
+        let sent = Datagram { source: world.frontend(), hops: 63, ..answered.clone() };
+        assert_eq!(world.back_early(answered.bytes()), Ok((Exit::Link { ifindex: EXIT }, with_link(&sent))));
+        let traffic = world.maps.traffic(BackendId(1));
+        assert_eq!((traffic.choices, traffic.packets_in, traffic.packets_out), (1, 1, 1));
+    }
+}
+
+#[test]
+fn what_an_early_hook_cannot_send_is_left_as_it_is_with_what_was_decided() {
+    let ways = |world: &mut World, at: usize| match at {
+        0 => world.maps.set_way(BackendId(1), Way::Stack),
+        1 => world.maps.set_way(BackendId(1), Way::Peer { ifindex: EXIT }),
+        2 => drop(world.maps.routes_to_backends.insert(EXIT, Route::Resolve { ifindex: EXIT })),
+        3 => drop(world.maps.routes_to_backends.remove(&EXIT)),
+        _ => drop(world.maps.abilities.remove(&EXIT)),
+    };
+    for at in 0..5 {
+        for world in worlds(&PROTOCOLS) {
+            let mut world = world.behind_link(1500);
+            ways(&mut world, at);
+            world.is_left(&world.opens(), TOLD);
+        }
+    }
+}
+
+#[test]
+fn an_answer_that_an_early_hook_cannot_send_is_left_as_it_is() {
+    for world in worlds(&PROTOCOLS) {
+        let mut world = world.behind_link(1500);
+        world.forward_early(world.opens().bytes()).expect("it is sent");
+        let bytes = world.answers(1).bytes();
+        let left = |world: &World| {
+            assert_eq!(world.back_early(bytes.clone()), Ok((Exit::Later(Decided::NOTHING), bytes.clone())))
+        };
+        world.maps.abilities.clear();
+        left(&world);
+        world.maps.abilities.insert(EXIT, Abilities::SENDS);
+        for route in [
+            Route::Resolve { ifindex: EXIT },
+            Route::None,
+            Route::Link { ifindex: EXIT, link: LINK, mtu: bytes.len() as u32 - 15 },
+        ] {
+            world.maps.route = route;
+            left(&world);
+        }
+        world.maps.set_way(BackendId(1), Way::Stack);
+        assert_eq!(world.back_early(bytes.clone()), Ok((Exit::Stack, bytes.clone())), "its egress hook rewrites it");
+        assert_eq!(world.maps.traffic(BackendId(1)).packets_out, 0, "counted where it is sent");
+    }
+}
+
+#[test]
+fn a_choice_is_counted_once_though_two_hooks_see_the_packet() {
+    let mixed = worlds(&PROTOCOLS).into_iter().chain(Family::ALL.map(World::per_packet));
+    for world in mixed {
+        let mut world = world.behind_link(1500);
+        world.maps.abilities.clear();
+        let asked = world.opens();
+        world.is_left(&asked, TOLD);
+        let before = world.maps.traffic(BackendId(1));
+        assert_eq!((before.choices, before.packets_in, before.bytes_in), (1, 0, 0));
+        let sent = Datagram { destination: world.backend(1), hops: 63, ..asked.clone() };
+        assert_eq!(world.carried_on(&asked, TOLD), Ok((Exit::Link { ifindex: EXIT }, with_link(&sent))));
+        let after = world.maps.traffic(BackendId(1));
+        assert_eq!((after.choices, after.packets_in), (1, 1));
+        assert_eq!(world.maps.stats(SERVICE).tickets, 1);
+        assert_eq!(world.choices(), 1);
+    }
+}
+
+#[test]
+fn what_no_rule_takes_at_an_early_hook_draws_one_ticket() {
+    let per_packet = Family::ALL.map(World::per_packet).into_iter();
+    for mut world in worlds(&PROTOCOLS).into_iter().chain(per_packet) {
+        let policy = world.maps.policies.get_mut(&PolicyId(1)).expect("the world has one");
+        (policy.index, policy.slots_count) = (Index::Chain.to_word(), 1);
+        let slot = Slot { backend: BackendId(1), endpoint: EndpointId(1) };
+        world.maps.write_slots(0, &NthRule { every: 2, packet: 1, slot }.to_words());
+        let world = world.behind_link(1500);
+        let unmatched = Decided { frontend: FRONTEND, backend: BackendId(0) };
+        assert!(unmatched.is_told());
+        world.is_left(&world.opens(), unmatched);
+        assert_eq!(world.carried_on(&world.opens(), unmatched), Err(Reason::NoRuleMatched));
+        let stats = world.maps.stats(SERVICE);
+        assert_eq!((stats.tickets, stats.unmatched, stats.refused), (1, 1, 0));
+        assert_eq!(world.maps.cursors[&SERVICE].load(), 1);
+    }
+}
+
+#[test]
+fn an_early_hook_drops_the_last_hop_only_where_it_would_send() {
+    for world in worlds(&PROTOCOLS) {
+        let mut world = world.behind_link(1500);
+        let last = Datagram { hops: 1, ..world.opens() };
+        assert_eq!(world.forward_early(last.bytes()), Err(Reason::HopLimit));
+        world.maps.abilities.clear();
+        world.is_left(&last, TOLD);
+        assert_eq!(world.carried_on(&last, TOLD), Err(Reason::HopLimit));
+    }
+}
+
+#[test]
+fn an_unfinished_checksum_is_left_to_who_can_have_it_finished() {
+    for world in worlds(&PROTOCOLS) {
+        let world = world.behind_link(1500);
+        let bytes = unfinished(&world.opens());
+        assert_eq!(world.forward_early(bytes.clone()), Ok((Exit::Later(TOLD), bytes)));
+        let bytes = unfinished(&world.answers(1));
+        assert_eq!(world.back_early(bytes.clone()), Ok((Exit::Later(Decided::NOTHING), bytes)));
+    }
+}
+
+/// The packet as a local sender makes it, whose device shall finish the checksum: it holds the pseudo header's sum.
+fn unfinished(datagram: &Datagram) -> Vec<u8> {
+    let mut bytes = datagram.bytes();
+    let parsed = parse(&datagram.packet()).expect("it is sound");
+    let length = bytes.len() - parsed.transport_offset();
+    let ends = [parsed.source, parsed.destination];
+    let pseudo = ends.iter().flat_map(|address| address.0).flat_map(u32::to_ne_bytes);
+    let rest = [0, parsed.protocol.0].into_iter().chain((length as u16).to_be_bytes());
+    let at = parsed.transport_offset() + crate::wire::checksum_offset(parsed.protocol);
+    let sum = !crate::wire::checksum::checksum(pseudo.chain(rest));
+    bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    bytes
+}
+
+#[test]
+fn what_does_not_fit_is_left_by_an_early_hook_and_refused_by_a_later_one() {
+    for world in worlds(&PROTOCOLS) {
+        let asked = world.opens();
+        let size = asked.bytes().len() as u32 - 14;
+        let narrow = world.behind_link(size - 1);
+        narrow.is_left(&asked, TOLD);
+        let mut packet = asked.packet();
+        let parsed = parse(&packet).expect("it is sound");
+        let cpu = Cpu::new(&narrow.maps, 1);
+        assert_eq!(carry_on(&mut packet, &cpu, &parsed, TOLD), Err(Reason::TooBig));
+        assert_eq!((cpu.mtu(), packet.bytes), (size - 1, asked.bytes()), "its sender is told of what it sent");
+
+        let wide = World::new(narrow.family, narrow.protocol).behind_link(size);
+        let (exit, _) = wide.forward_early(asked.bytes()).expect("it fits exactly");
+        assert_eq!(exit, Exit::Link { ifindex: EXIT });
+    }
+}
+
+/// A packet that stands for several on the wire.
+struct Merged {
+    packet: MemoryPacket,
+    segment: usize,
+}
+
+impl Packet for Merged {
+    const IS_EARLY: bool = false;
+
+    fn length(&self) -> usize {
+        self.packet.length()
+    }
+
+    fn segments(&self) -> u64 {
+        3
+    }
+
+    fn largest(&self, headers: usize) -> usize {
+        headers + self.segment
+    }
+
+    fn can_be_handed(&self, parsed: &Parsed, device: Abilities) -> bool {
+        self.packet.can_be_handed(parsed, device)
+    }
+
+    fn is_to_device(&self) -> bool {
+        self.packet.is_to_device()
+    }
+
+    fn read<T: zerocopy::FromBytes + Copy>(&self, offset: usize) -> Option<T> {
+        self.packet.read(offset)
+    }
+
+    fn rewrite(&mut self, edit: &Edit) -> Result<(), Reason> {
+        self.packet.rewrite(edit)
+    }
+
+    fn set_link(&mut self, link: &Link) -> Result<(), Reason> {
+        self.packet.set_link(link)
+    }
+}
+
+#[test]
+fn merged_segments_fit_where_each_of_them_does() {
+    for world in worlds(&PROTOCOLS) {
+        let asked = Datagram { payload: vec![1; 3000], ..world.opens() };
+        let headers = parse(&asked.packet()).expect("it is sound").headers();
+        for (segment, expected) in
+            [(1500 - headers, Ok(Exit::Link { ifindex: EXIT })), (1501 - headers, Err(Reason::TooBig))]
+        {
+            let world = World::new(world.family, world.protocol).behind_link(1500);
+            let mut packet = Merged { packet: asked.packet(), segment };
+            let parsed = parse(&packet).expect("it is sound");
+            let sent = begin_flow(&mut packet, &Cpu::new(&world.maps, 1), &parsed);
+            assert_eq!(sent, expected, "{:?} {:?}", world.family, world.protocol);
+            assert_eq!(world.maps.traffic(BackendId(1)).packets_in, if sent.is_ok() { 3 } else { 0 });
+        }
+    }
+}
+
+#[test]
+fn an_early_hook_follows_fragments_that_a_later_one_began() {
+    for world in worlds(&[Protocol::UDP]) {
+        let mut world = world.behind_link(1500);
+        world.maps.abilities.clear();
+        let (first, later) =
+            (Datagram { part: part(0, true), ..world.asks() }, Datagram { part: part(16, false), ..world.asks() });
+        world.is_left(&first, TOLD);
+        assert_eq!(world.forward_early(later.bytes()), Err(Reason::FragmentUnknown));
+        world.carried_on(&first, TOLD).expect("it is sent");
+        world.is_left(&later, TOLD);
+        world.maps.abilities.insert(EXIT, Abilities::SENDS);
+        let sent = Datagram { destination: world.backend(1), hops: 63, ..later.clone() };
+        assert_eq!(world.forward_early(later.bytes()), Ok((Exit::Link { ifindex: EXIT }, with_link(&sent))));
     }
 }

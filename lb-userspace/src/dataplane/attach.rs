@@ -625,4 +625,52 @@ mod tests {
              meant to"
         );
     }
+
+    #[test]
+    fn programs_of_xdp_are_put_last_and_only_in_front_of_what_takes_what_they_leave() {
+        let hooks = |name: &str, ingress, egress, xdp| Hooks { name: name.to_owned(), ingress, egress, xdp };
+        let wanted = BTreeMap::from([
+            (3, hooks("eth3", Some(Role::Both), false, Some(XdpMode::Native))),
+            (4, hooks("eth4", Some(Role::Clients), true, Some(XdpMode::Generic))),
+            (5, hooks("eth5", None, true, Some(XdpMode::Native))),
+            (6, hooks("eth6", Some(Role::Backends), false, Some(XdpMode::Native))),
+        ]);
+        let each = |wanted: &Wanted<'_>| {
+            let Wanted { place, name, program, mode } = wanted;
+            format!("{name} {} {} {} {}", place.ifindex, place.point.name(), program.name(), mode.name())
+        };
+        assert_eq!(
+            places(&wanted, Mode::Tcx).iter().map(each).collect::<Vec<_>>(),
+            [
+                "eth3 3 ingress ingress_both tcx",
+                "eth4 4 ingress ingress_clients tcx",
+                "eth4 4 egress egress_clients tcx",
+                "eth5 5 egress egress_clients tcx",
+                "eth6 6 ingress ingress_backends tcx",
+                "eth3 3 xdp xdp_both xdp",
+                "eth4 4 xdp xdp_clients xdp-generic",
+                "eth6 6 xdp xdp_backends xdp",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_programs_of_one_role_are_of_one_kind_at_both_hooks() {
+        for role in [Role::Clients, Role::Backends, Role::Both] {
+            let (late, early) = (role.program(), role.early_program());
+            assert!(early.is_early() && !late.is_early());
+            assert_eq!(late.name().strip_prefix("ingress_"), early.name().strip_prefix("xdp_"));
+        }
+        assert!(Point::Xdp < Point::Ingress && Point::Xdp < Point::Egress, "taken away first");
+    }
+
+    #[test]
+    fn a_refusal_names_the_hook_and_the_mode() {
+        let place = Place { ifindex: 7, point: Point::Xdp };
+        let refused =
+            |errno, mode| failure(place, "eth3", Mode::Xdp(mode), io::Error::from_raw_os_error(errno)).to_string();
+        let busy = io::Error::from_raw_os_error(libc::EBUSY);
+        assert_eq!(refused(libc::EBUSY, XdpMode::Generic), format!("interface eth3 (7) xdp by xdp-generic: {busy}"));
+        assert_eq!(refused(libc::ENODEV, XdpMode::Native), "interface eth3 (7) is gone");
+    }
 }

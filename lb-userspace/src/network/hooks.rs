@@ -304,4 +304,36 @@ mod tests {
         assert_eq!(replies_first(&bridge, &none), bridge);
         assert_eq!(replies_first(&bridge, &bridge), bridge);
     }
+
+    #[test]
+    fn xdp_comes_after_all_that_it_leaves_packets_to() {
+        let view = lab();
+        let without = wanted_for(&view, "eth3", &["192.0.2.9"], WaySetting::Auto);
+        let mut with = without.clone();
+        with.values_mut().for_each(|hooks| hooks.xdp = Some(XdpMode::Native));
+        assert_eq!(dump(&with), "eth3=both+xdp");
+        assert_eq!(dump(&replies_first(&BTreeMap::new(), &with)), "eth3=backends");
+        assert_eq!(dump(&replies_first(&without, &with)), "eth3=both");
+        assert_eq!(dump(&replies_first(&with, &without)), "eth3=both+xdp", "nothing is taken away");
+        assert_eq!(dump(&replies_first(&with, &BTreeMap::new())), "eth3=both+xdp");
+        assert_eq!(replies_first(&with, &with), with);
+        let mut generic = with.clone();
+        generic.values_mut().for_each(|hooks| hooks.xdp = Some(XdpMode::Generic));
+        assert_eq!(dump(&replies_first(&with, &generic)), "eth3=both+xdp", "in its mode of before");
+    }
+
+    #[test]
+    fn xdp_is_wanted_where_it_was_decided_and_programs_are_wanted_at_all() {
+        let view = lab();
+        let clients = view.ifindex("eth3").into_iter().collect();
+        let chosen = crate::network::way::choose(&view, testing::ip("10.0.0.2"), WaySetting::Auto, None);
+        let ways = [(testing::ip("10.0.0.2"), chosen.expect("a way that can be"))].into();
+        let modes =
+            [(testing::ETH3, XdpMode::Native), (testing::V1, XdpMode::Generic), (testing::POD, XdpMode::Native)];
+        let early = Early { modes: modes.into(), ..Early::default() };
+        assert_eq!(
+            dump(&wanted(&view, &clients, &ways, &early)),
+            "eth3=clients+xdp br0=backends v1=backends+xdp-generic v2=backends v3=backends"
+        );
+    }
 }

@@ -333,4 +333,27 @@ mod tests {
             "backend 10.9.0.1: way redirect-neigh cannot be: wg0 has no link-layer addresses; use `way = \"auto\"`"
         );
     }
+
+    #[test]
+    fn a_redirect_by_xdp_is_refused_where_the_device_takes_none() {
+        let forced = |view: &View, backend: &str| match choose(view, ip(backend), WaySetting::XdpRedirect, None) {
+            Ok(chosen) => described(view, &chosen),
+            Err(impossible) => impossible.to_string(),
+        };
+        assert_eq!(forced(&lab(), "192.0.2.9"), "redirect-neigh eth3: asked for");
+        for (backend, why) in [
+            ("10.0.0.2", "br0 takes no packets from XDP"),
+            ("10.1.0.1", "pod takes no packets from XDP, unless GRO is on at its other end"),
+            ("10.9.0.1", "wg0 has no link-layer addresses"),
+            ("203.0.113.1", "no route leads to it"),
+        ] {
+            assert_eq!(
+                forced(&lab(), backend),
+                format!("backend {backend}: way xdp-redirect cannot be: {why}; use `way = \"auto\"`")
+            );
+        }
+        let mut view = lab();
+        view.links.get_mut(&POD).expect("the lab has pod").xdp = Some(crate::network::XdpFeatures(0x67));
+        assert_eq!(forced(&view, "10.1.0.1"), "redirect-neigh pod: asked for");
+    }
 }

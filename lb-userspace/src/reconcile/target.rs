@@ -397,4 +397,41 @@ mod tests {
             ["service dns: there is no interface eth3", "clients come in by no interface: nothing is balanced"]
         );
     }
+
+    #[test]
+    fn xdp_that_was_asked_for_and_cannot_be_is_a_fault_that_says_what_was_asked_for() {
+        let mut view = lab();
+        view.links.get_mut(&ETH3).expect("the lab has eth3").has_xdp = true;
+        for (hook, way, asked) in [
+            (HookSetting::Xdp, WaySetting::Auto, "hook xdp"),
+            (HookSetting::XdpGeneric, WaySetting::XdpRedirect, "hook xdp-generic"),
+            (HookSetting::Auto, WaySetting::XdpRedirect, "way xdp-redirect"),
+        ] {
+            let settings = Settings { hook, way, ..Settings::default() };
+            let target = decide(&on_eth3(&["192.0.2.9"]), &settings, &view);
+            assert_eq!(
+                target.faults.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                [format!(
+                    "{asked} cannot be at eth3: an XDP program of someone else is there; use `hook = \"auto\"` and `way = \
+                     \"auto\"`"
+                )]
+            );
+            assert_eq!(target.hooks[&ETH3].xdp, None);
+        }
+        let target = decide(&on_eth3(&["192.0.2.9"]), &Settings::default(), &view);
+        assert_eq!(target.faults, Vec::new(), "nobody asked for it");
+    }
+
+    #[test]
+    fn a_backend_that_xdp_cannot_send_to_is_a_fault_where_that_was_asked_for() {
+        let settings = Settings { way: WaySetting::XdpRedirect, ..Settings::default() };
+        let target = decide(&on_eth3(&["192.0.2.9", "10.0.0.2"]), &settings, &lab());
+        assert_eq!(
+            target.faults.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["service dns: backend 10.0.0.2: way xdp-redirect cannot be: br0 takes no packets from XDP; use `way = \
+              \"auto\"`"]
+        );
+        assert_eq!(target.words()[&ip("10.0.0.2")], Way::Peer { ifindex: V1 }, "the best there is");
+        assert!(target.hooks[&ETH3].xdp.is_some());
+    }
 }

@@ -156,12 +156,15 @@ impl<D: Dataplane> World<D> {
         for (place, _) in held.iter().filter(|(place, _)| view.links.contains_key(&place.ifindex)) {
             let none = || Hooks { name: view.name(place.ifindex), ingress: None, egress: false, xdp: None };
             let hooks = self.hooks.entry(place.ifindex).or_insert_with(none);
+            // By number: the interface may have another name by now.
+            let known = known.hooks.iter().find(|hook| hook.ifindex == place.ifindex);
             match place.point {
-                // Which of the modes it is shows when it is put anew.
-                Point::Xdp => hooks.xdp = Some(XdpMode::Native),
+                Point::Xdp => {
+                    // Taken for the other mode it would be put anew in that one first.
+                    let is_generic = known.is_some_and(|hook| hook.xdp.as_deref() == Some(XdpMode::Generic.name()));
+                    hooks.xdp = Some(if is_generic { XdpMode::Generic } else { XdpMode::Native });
+                }
                 Point::Ingress => {
-                    // By number: the interface may have another name by now.
-                    let known = known.hooks.iter().find(|hook| hook.ifindex == place.ifindex);
                     let role = known.and_then(|hook| role_of(hook.ingress.as_deref()));
                     // Where nobody knows which program it is, none of what it may do is taken away.
                     hooks.ingress = role.or(Some(Role::Both));

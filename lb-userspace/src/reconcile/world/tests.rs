@@ -15,6 +15,7 @@ use crate::{
     model::{At, Choice, Listen, Schedule, Service, Target as Backend, draft::Host},
     network::testing::{BR0, ETH3, V1, V3, ip, lab, mac, meet},
     reconcile::Asker,
+    settings::{HookSetting, WaySetting},
     source::file,
 };
 
@@ -26,6 +27,8 @@ struct Recorder {
     refusing: BTreeSet<u32>,
     /// Those that refuse programs where packets leave.
     refusing_egress: BTreeSet<u32>,
+    /// Those that refuse programs of XDP.
+    refusing_xdp: BTreeSet<u32>,
     /// Counters cannot be read.
     is_uncounted: bool,
     /// The devices for XDP, each time that it was told of the network.
@@ -82,7 +85,11 @@ fn attach(recorder: &Recorder, wanted: &BTreeMap<u32, Hooks>) -> Result<Vec<Hook
     let reports = |(ifindex, hooks): (&u32, &Hooks)| {
         let ingress = report(*ifindex, hooks, Point::Ingress, Program::IngressBoth, &recorder.refusing);
         let egress = || report(*ifindex, hooks, Point::Egress, Program::EgressClients, &recorder.refusing_egress);
-        [Some(ingress), hooks.egress.then(egress)].into_iter().flatten()
+        let xdp = |mode| {
+            let early = report(*ifindex, hooks, Point::Xdp, Program::XdpBoth, &recorder.refusing_xdp);
+            HookReport { mode: Mode::Xdp(mode), ..early }
+        };
+        [Some(ingress), hooks.egress.then(egress), hooks.xdp.map(xdp)].into_iter().flatten()
     };
     Ok(wanted.iter().flat_map(reports).collect())
 }
@@ -94,6 +101,7 @@ fn world(memory: Memory, refusing: &[u32]) -> (World<Recorder>, tempfile::TempDi
         log: RefCell::default(),
         refusing: refusing.iter().copied().collect(),
         refusing_egress: BTreeSet::new(),
+        refusing_xdp: BTreeSet::new(),
         is_uncounted: false,
         told: Vec::new(),
     };
@@ -432,7 +440,8 @@ fn held(world: &World<Recorder>) -> Vec<(Place, Held)> {
         let ingress = hooks.ingress.map(|_| Point::Ingress);
         let egress = hooks.egress.then_some(Point::Egress);
         let place = |point| (Place { ifindex: *ifindex, point }, Held::Link);
-        ingress.into_iter().chain(egress).map(place).collect::<Vec<_>>()
+        let xdp = hooks.xdp.map(|_| Point::Xdp);
+        ingress.into_iter().chain(egress).chain(xdp).map(place).collect::<Vec<_>>()
     };
     world.hooks.iter().flat_map(places).collect()
 }
@@ -565,4 +574,126 @@ fn what_someone_else_writes_into_the_maps_is_told_and_left_alone() {
     world.dataplane.memory.apply(&[Change::SetBackendState(id, BackendState::Use)]).expect("memory takes it");
     world.audit();
     assert_eq!(world.state.altered, Vec::<String>::new());
+}
+
+/// With eth3's link-layer address, by which XDP knows what is meant for it.
+fn addressed() -> View {
+    let mut view = lab();
+    view.links.get_mut(&ETH3).expect("the lab has eth3").mac = Some(mac(33));
+    view
+}
+
+/// With these settings of XDP.
+fn asked(backends: &[&str], hook: HookSetting, way: WaySetting) -> Loaded {
+    Loaded { settings: Settings { hook, way, ..Settings::default() }, ..loaded(backends) }
+}
+
+#[test]
+fn the_packet_path_is_told_of_the_network_when_it_changes_and_not_otherwise() {
+    let (mut world, _folder) = world(empty(), &[]);
+    let mut view = addressed();
+    world.begin(loaded(&["192.0.2.9"]), &view).expect("a good start");
+    assert_eq!(world.dataplane.told, [BTreeSet::from([ETH3])]);
+    world.follow(&view);
+    world.follow(&view);
+    assert_eq!(world.dataplane.told.len(), 1, "nothing has changed");
+    done(&world);
+
+    // Nothing that is decided hangs on it, but a next hop that is kept may.
+    view.routes.insert(ip("203.0.113.7"), crate::network::Route::Local);
+    world.follow(&view);
+    assert_eq!((world.dataplane.told.len(), done(&world)), (2, Vec::new()));
+    world.follow(&view);
+    assert_eq!(world.dataplane.told.len(), 2);
+
+    view.links.get_mut(&ETH3).expect("the lab has eth3").mac = None;
+    world.follow(&view);
+    assert_eq!(world.dataplane.told.last(), Some(&BTreeSet::new()), "without an address it is nobody's");
+}
+
+#[test]
+fn xdp_is_put_last_where_it_has_something_to_send() {
+    let (mut world, _folder) = world(empty(), &[]);
+    world.begin(loaded(&["192.0.2.9"]), &addressed()).expect("a good start");
+    assert_eq!(done(&world), ["eth3=backends", "maps", "wait", "eth3=both+xdp"]);
+    world.reload(asked(&["192.0.2.9"], HookSetting::Tc, WaySetting::Auto), &addressed()).expect("a good configuration");
+    assert_eq!(done(&world), ["eth3=both"], "and taken away when it is not wanted");
+}
+
+#[test]
+fn xdp_that_was_asked_for_and_cannot_be_is_refused() {
+    let (mut world, _folder) = world(empty(), &[]);
+    let mut view = addressed();
+    view.links.get_mut(&ETH3).expect("the lab has eth3").has_xdp = true;
+    let forced = || asked(&["192.0.2.9"], HookSetting::Xdp, WaySetting::Auto);
+    let error = world.begin(forced(), &view).expect_err("someone else is there");
+    let said = error.to_string();
+    assert!(said.contains("hook xdp cannot be at eth3: an XDP program of someone else is there"), "{said}");
+    assert_eq!(done(&world), [""; 0]);
+    world.begin(forced(), &addressed()).expect("they have gone");
+    assert_eq!(done(&world).last().map(String::as_str), Some("eth3=both+xdp"));
+}
+
+#[test]
+fn xdp_that_cannot_be_attached_is_tried_again_and_traffic_control_stays() {
+    let (mut world, _folder) = world(empty(), &[]);
+    world.dataplane.refusing_xdp.insert(ETH3);
+    world.begin(loaded(&["192.0.2.9"]), &addressed()).expect("traffic control will do");
+    let eth3 = |world: &World<Recorder>| world.state.hooks[0].clone();
+    assert_eq!((eth3(&world).ingress.as_deref(), eth3(&world).xdp), (Some("clients and backends"), None));
+    assert_eq!(eth3(&world).why, "interface eth3 (3) is gone");
+    assert_eq!((world.state.ways[0].way.as_str(), world.state.ways[0].back.as_str()), ("redirect-neigh", "eth3 tc"));
+    done(&world);
+    world.follow(&addressed());
+    assert!(done(&world).contains(&"eth3=both+xdp".to_owned()), "tried again");
+
+    world.dataplane.refusing_xdp.clear();
+    world.follow(&addressed());
+    assert_eq!((eth3(&world).xdp.as_deref(), eth3(&world).why.as_str()), (Some("xdp"), ""));
+    assert_eq!((world.state.ways[0].way.as_str(), world.state.ways[0].back.as_str()), ("xdp-redirect", "eth3 xdp"));
+    done(&world);
+    world.follow(&addressed());
+    assert_eq!(done(&world), [""; 0], "and that is all");
+}
+
+#[test]
+fn the_state_tells_where_xdp_looks_first_and_why_not_elsewhere() {
+    for (backend, hook, xdp, why, way, back) in [
+        ("192.0.2.9", HookSetting::Auto, Some("xdp"), "", "xdp-redirect", "eth3 xdp"),
+        ("192.0.2.9", HookSetting::XdpGeneric, Some("xdp-generic"), "", "xdp-redirect", "eth3 xdp"),
+        ("192.0.2.9", HookSetting::Tc, None, "traffic control was asked for", "redirect-neigh", "eth3 tc"),
+        (
+            "10.0.0.2",
+            HookSetting::Auto,
+            None,
+            "no backend is reached through a device that takes packets from XDP",
+            "redirect-peer",
+            "v1 tc",
+        ),
+        ("10.0.0.2", HookSetting::Xdp, Some("xdp"), "", "redirect-peer", "v1 tc"),
+        ("10.9.0.1", HookSetting::Xdp, Some("xdp"), "", "stack", "eth3 egress"),
+    ] {
+        let (mut world, _folder) = world(empty(), &[]);
+        world.begin(asked(&[backend], hook, WaySetting::Auto), &addressed()).expect("a good start");
+        let eth3 = world.state.hooks.iter().find(|hook| hook.ifindex == ETH3).expect("eth3 is hooked");
+        assert_eq!((eth3.xdp.as_deref(), eth3.xdp_why.as_str()), (xdp, why), "{backend} {hook:?}");
+        let chosen = &world.state.ways[0];
+        assert_eq!((chosen.way.as_str(), chosen.back.as_str()), (way, back), "{backend} {hook:?}");
+    }
+}
+
+#[test]
+fn a_restart_takes_no_xdp_program_for_someone_elses_and_keeps_its_mode() {
+    for hook in [HookSetting::Xdp, HookSetting::XdpGeneric] {
+        let forced = || asked(&["192.0.2.9"], hook, WaySetting::Auto);
+        let (mut first, folder) = world(empty(), &[]);
+        first.begin(forced(), &addressed()).expect("a good start");
+        let known = State::read(folder.path()).expect("read").expect("written");
+        let mut view = addressed();
+        view.links.get_mut(&ETH3).expect("the lab has eth3").has_xdp = true;
+        let (mut second, _folder) = world(first.dataplane.memory.clone(), &[]);
+        second.remember(&known, &view, &held(&first));
+        second.begin(forced(), &view).expect("it is ours");
+        assert_eq!(done(&second), [format!("eth3=both+{}", hook.name()), format!("eth3=both+{}", hook.name())]);
+    }
 }

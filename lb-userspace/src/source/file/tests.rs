@@ -1,4 +1,5 @@
 use super::*;
+use crate::settings::{HookSetting, WaySetting};
 
 /// A machine of two CPUs with these interfaces.
 fn host() -> Host {
@@ -579,5 +580,19 @@ fn every_place_is_found() {
         }
         assert_eq!(lines.position(Place(text.len())), expected);
         assert_eq!(lines.position(Place(text.len() + 1)), expected, "beyond the end");
+    }
+}
+
+#[test]
+fn every_hook_and_every_way_is_read_by_its_name() {
+    for hook in HookSetting::ALL {
+        let text = format!("hook = \"{}\"\n{}", hook.name(), dns("backends = [\"10.0.0.2\"]"));
+        let loaded = parse("evenkeel.toml", &text, &host()).expect("nothing is wrong with it");
+        assert_eq!((loaded.settings.hook, loaded.settings.way), (hook, WaySetting::Auto));
+    }
+    for way in WaySetting::ALL {
+        let text = format!("way = \"{}\"\n{}", way.name(), dns("backends = [\"10.0.0.2\"]"));
+        let loaded = parse("evenkeel.toml", &text, &host()).expect("nothing is wrong with it");
+        assert_eq!((loaded.settings.hook, loaded.settings.way), (HookSetting::Auto, way));
     }
 }
