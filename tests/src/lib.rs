@@ -23,6 +23,7 @@ pub mod twins;
 
 pub mod capture;
 pub mod crowd;
+pub mod steady;
 
 pub mod chi_square;
 pub mod reference;
@@ -39,6 +40,7 @@ mod paint;
 pub mod cases;
 pub mod packet;
 pub mod tap;
+pub mod theirs;
 
 pub mod harness;
 pub mod losses;

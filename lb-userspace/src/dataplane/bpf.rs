@@ -196,7 +196,7 @@ pub struct Bpf {
     grace: Grace,
     /// When backends of per-packet services were first seen removed: their answers may be late, and no table names them.
     gone_since: BTreeMap<BackendId, Instant>,
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl Bpf {
@@ -247,7 +247,7 @@ impl Bpf {
             is_traced: options.trace.is_some(),
             grace,
             gone_since: BTreeMap::new(),
-            _lock: lock,
+            lock,
         };
         Ok((bpf, Opening { is_adopted: adopted.is_some(), has_mounted }))
     }
@@ -265,6 +265,11 @@ impl Bpf {
     /// The pins.
     pub fn pins(&self) -> &Pins {
         &self.loading.options.pins
+    }
+
+    /// What keeps other controllers away.
+    pub(super) fn lock(&mut self) -> &mut Lock {
+        &mut self.lock
     }
 
     /// Evicts as [`Dataplane::sweep`] does and tells how much.

@@ -89,7 +89,7 @@ fn attach(recorder: &Recorder, wanted: &BTreeMap<u32, Hooks>) -> Result<Vec<Hook
             let early = report(*ifindex, hooks, Point::Xdp, Program::XdpBoth, &recorder.refusing_xdp);
             HookReport { mode: Mode::Xdp(mode), ..early }
         };
-        [Some(ingress), hooks.egress.then(egress), hooks.xdp.map(xdp)].into_iter().flatten()
+        [Some(ingress), hooks.egress.then(egress), hooks.xdp.filter(|_| hooks.ingress.is_some()).map(xdp)].into_iter().flatten()
     };
     Ok(wanted.iter().flat_map(reports).collect())
 }
@@ -348,6 +348,28 @@ fn clients_are_shut_out_when_the_stacks_replies_can_no_longer_be_taken() {
     world.look_after_hooks(&lab());
     world.follow(&lab());
     assert_eq!(done(&world), ["eth3=clients+egress", "eth3=clients+egress", "eth3=none+egress"]);
+}
+
+#[test]
+fn a_start_is_refused_where_the_kernel_refuses_an_xdp_that_was_asked_for() {
+    let generic = || {
+        let mut loaded = loaded(&["10.0.0.2"]);
+        loaded.settings.hook = HookSetting::XdpGeneric;
+        loaded
+    };
+    let (mut new, _folder) = world(empty(), &[]);
+    new.dataplane.refusing_xdp.insert(ETH3);
+    let error = new.begin(generic(), &lab()).expect_err("the kernel refuses");
+    let said =
+        "hook xdp-generic cannot be at eth3: interface eth3 (3) is gone; use `hook = \"auto\"` and `way = \"auto\"`";
+    assert_eq!(error.to_string(), said);
+
+    let (mut adopted, _folder) = world(new.dataplane.memory.clone(), &[]);
+    adopted.dataplane.refusing_xdp.insert(ETH3);
+    adopted.remember(&State::default(), &lab(), &[]);
+    adopted.begin(generic(), &lab()).expect("clients count on it");
+    let hook = adopted.state.hooks.iter().find(|hook| hook.interface == "eth3").expect("it is hooked");
+    assert_eq!((hook.xdp.as_deref(), hook.why.as_str()), (None, "interface eth3 (3) is gone"));
 }
 
 #[test]
