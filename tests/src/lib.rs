@@ -7,6 +7,8 @@
 
 pub mod lab;
 
+pub mod road;
+
 pub mod engine;
 pub mod namespace;
 
@@ -44,6 +46,7 @@ pub mod theirs;
 
 pub mod harness;
 pub mod losses;
+pub mod trace;
 
 pub mod cleanup;
 pub mod process;

@@ -22,18 +22,22 @@ use testbed::{
     namespace::Namespace,
     nginx::{LARGE, Nginx, large},
     process::wait_until,
+    road::Trip,
 };
 
 fn main() -> ExitCode {
     run(vec![
         on_root("a container behind a bridge restarts under load and is found at its new port", || {
-            restarts_under_load(Reach::Bridge, "redirect-peer")
+            restarts_under_load(Layout::default(), "redirect-peer")
         }),
         on_root("a container behind a bridge restarts under load and is found at its new mac", || {
-            restarts_under_load(Reach::Bridge, "redirect-neigh")
+            restarts_under_load(Layout::default(), "redirect-neigh")
         }),
         on_root("a container on a plain veth restarts under load and is found at its new one", || {
-            restarts_under_load(Reach::Veths, "redirect-peer")
+            restarts_under_load(Layout { reach: Reach::Veths, ..Layout::default() }, "redirect-peer")
+        }),
+        on_root("a container on a plain veth restarts under load and is found by xdp", || {
+            restarts_under_load(Trip::XDP_TO_VETHS.layout(), "xdp-redirect")
         }),
     ])
 }
@@ -42,8 +46,8 @@ const BACKENDS: usize = 3;
 /// The backend that restarts, counted from 0.
 const RESTARTED: usize = 2;
 
-fn restarts_under_load(reach: Reach, way: &str) -> Result<()> {
-    let mut lab = Lab::up(Layout { reach, backends: BACKENDS, ..Layout::default() })?;
+fn restarts_under_load(layout: Layout, way: &str) -> Result<()> {
+    let mut lab = Lab::up(Layout { backends: BACKENDS, ..layout })?;
     let mut binds = Bind::start_all(&lab)?;
     let nginx = Nginx::start(&lab, "b1", &lab.backends()[0])?;
     let mut evenkeel = Evenkeel::start_with(&lab, &configuration(&lab), &["--way", way])?;
@@ -66,8 +70,8 @@ fn restarts_under_load(reach: Reach, way: &str) -> Result<()> {
                 ensure!(tally.unanswered == 0, "before the restart: {tally:?}");
             }
             restart(&mut lab, &mut binds)?;
-            if way == "redirect-peer" {
-                wait_for_port(&evenkeel, lab.port(RESTARTED))?;
+            if way != "redirect-neigh" {
+                wait_for_port(&evenkeel, lab.port(RESTARTED), way)?;
             }
             wait_for_answers(&crowd)?;
             ensure!(fs::metadata(&file)?.len() < LARGE as u64, "the download was over before the restart was");
@@ -98,11 +102,11 @@ fn restart(lab: &mut Lab, binds: &mut Vec<Bind>) -> Result<()> {
 }
 
 /// `status` shows the new port for both families.
-fn wait_for_port(evenkeel: &Evenkeel, port: &str) -> Result<()> {
+fn wait_for_port(evenkeel: &Evenkeel, port: &str, way: &str) -> Result<()> {
     wait_until(&format!("status shows {port}"), Duration::from_secs(5), || {
         let status = evenkeel.status()?;
         let ways = status["ways"].as_array().context("a status")?;
-        let leads_there = |way: &&Value| way["interface"] == port && way["way"] == "redirect-peer";
+        let leads_there = |one: &&Value| one["interface"] == port && one["way"] == way;
         Ok(ways.iter().filter(leads_there).count() == 2)
     })
 }

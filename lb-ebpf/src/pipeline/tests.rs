@@ -560,7 +560,7 @@ fn what_does_not_fit_is_left_by_an_early_hook_and_refused_by_a_later_one() {
         let parsed = parse(&packet).expect("it is sound");
         let cpu = Cpu::new(&narrow.maps, 1);
         assert_eq!(carry_on(&mut packet, &cpu, &parsed, TOLD), Err(Reason::TooBig));
-        assert_eq!((cpu.mtu(), packet.bytes), (size - 1, asked.bytes()), "its sender is told of what it sent");
+        assert_eq!((cpu.noted_mtu(), packet.bytes), (size - 1, asked.bytes()), "its sender is told of what it sent");
 
         let wide = World::new(narrow.family, narrow.protocol).behind_link(size);
         let (exit, _) = wide.forward_early(asked.bytes()).expect("it fits exactly");
@@ -585,8 +585,8 @@ impl Packet for Merged {
         3
     }
 
-    fn largest(&self, headers: usize) -> usize {
-        headers + self.segment
+    fn largest(&self, parsed: &Parsed) -> usize {
+        parsed.headers() + self.segment
     }
 
     fn can_be_handed(&self, parsed: &Parsed, device: Abilities) -> bool {

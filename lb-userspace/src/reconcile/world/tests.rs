@@ -89,7 +89,9 @@ fn attach(recorder: &Recorder, wanted: &BTreeMap<u32, Hooks>) -> Result<Vec<Hook
             let early = report(*ifindex, hooks, Point::Xdp, Program::XdpBoth, &recorder.refusing_xdp);
             HookReport { mode: Mode::Xdp(mode), ..early }
         };
-        [Some(ingress), hooks.egress.then(egress), hooks.xdp.filter(|_| hooks.ingress.is_some()).map(xdp)].into_iter().flatten()
+        [Some(ingress), hooks.egress.then(egress), hooks.xdp.filter(|_| hooks.ingress.is_some()).map(xdp)]
+            .into_iter()
+            .flatten()
     };
     Ok(wanted.iter().flat_map(reports).collect())
 }
