@@ -1042,7 +1042,8 @@ fn what_xdp_has_decided_is_not_decided_again() -> Result<()> {
         ensure!((stats.tickets, stats.refused, stats.unmatched) == (6, 0, 0), "by {}: {stats:?}", mode.name());
         for backend in [BackendId(1), BackendId(2)] {
             let traffic = counters.traffic[&backend];
-            ensure!((traffic.choices, traffic.packets_in) == (3, 3), "by {}: {traffic:?}", mode.name());
+            let told = format!("by {}: {traffic:?}, {:?}", mode.name(), counters.reasons);
+            ensure!((traffic.choices, traffic.packets_in) == (3, 3), "{told}");
         }
     }
     Ok(())

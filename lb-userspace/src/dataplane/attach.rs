@@ -408,7 +408,9 @@ impl Place {
 fn put_xdp(bpf: &Bpf, place: Place, program: Program, mode: XdpMode) -> io::Result<Outcome> {
     let path = link_pin(bpf.pins(), place);
     let is_ours = open_link(&path)?.is_some_and(|(_, state)| state.ifindex == Some(place.ifindex));
-    if is_ours && tc::xdp_program(place.ifindex)?.is_some_and(|(_, now)| now != mode) {
+    // Asked in any case: to the kernel, a link to an interface that is gone is an invalid argument.
+    let now = tc::xdp_program(place.ifindex)?;
+    if is_ours && now.is_some_and(|(_, now)| now != mode) {
         drop_link(bpf.pins(), place)?;
     }
     put_link_by(bpf, place, program, |program| sys::xdp_attach(program, place.ifindex, mode))
