@@ -251,7 +251,8 @@ fn thousands_of_entries_are_written_and_read() -> Result<()> {
 // Refusing.
 
 fn no_program_takes_the_verifier_long() -> Result<()> {
-    let (bpf, _) = Ground::new()?.open()?;
+    let ground = Ground::new()?;
+    let (bpf, _) = ground.open()?;
     let verified = bpf.verified_instructions()?;
     ensure!(verified.len() == 13, "{verified:?}");
     for (name, taken) in &verified {
