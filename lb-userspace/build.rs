@@ -21,7 +21,7 @@ fn main() -> ExitCode {
 }
 
 fn build() -> anyhow::Result<()> {
-    let built = bpf::build(&bpf::find()?, bpf::With::Trace)?;
+    let built = bpf::build(&bpf::find()?)?;
     // A copy of this build's own, because another profile may build the next one over it.
     let own = Path::new(&env::var("OUT_DIR")?).join("evenkeel.bpf.o");
     fs::copy(built, &own)?;

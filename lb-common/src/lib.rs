@@ -16,4 +16,3 @@ pub mod hash;
 pub mod reason;
 pub mod stats;
 pub mod limits;
-pub mod trace;

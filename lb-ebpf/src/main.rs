@@ -11,8 +11,6 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-#[cfg(feature = "trace")]
-use bpf::trace;
 use bpf::{
     Context,
     kernel::BpfKernel,
@@ -21,8 +19,6 @@ use bpf::{
     xdp::{self, XdpPacket},
 };
 use lb_common::reason::Reason;
-#[cfg(feature = "trace")]
-use lb_common::trace::Program;
 use lb_ebpf::{
     packet::Packet,
     parse::{Parsed, parse},
@@ -159,20 +155,6 @@ impl Stage {
         }
     }
 
-    /// What the trace calls it.
-    #[cfg(feature = "trace")]
-    #[inline(always)]
-    const fn program(&self) -> Program {
-        match self {
-            Self::Clients => Program::Clients,
-            Self::Backends(Hook::Ingress) => Program::Backends,
-            Self::Backends(Hook::Egress) => Program::Egress,
-            Self::Both => Program::Both,
-            Self::NewFlow => Program::BeginFlow,
-            Self::Query => Program::Query,
-        }
-    }
-
     /// Whether packets come here from a device, and not from another program of ours.
     #[inline(always)]
     const fn is_first(&self) -> bool {
@@ -205,17 +187,10 @@ fn run(context: &TcContext, stage: Stage) -> i32 {
     let mut packet = TcPacket::new(context);
     let kernel = BpfKernel::new(context);
     let result = match parsed(&packet) {
-        Ok(parsed) => {
-            #[cfg(feature = "trace")]
-            let program = stage.program();
-            let result = match decided {
-                Some(decided) => pipeline::carry_on(&mut packet, &kernel, parsed, decided).map(Step::Send),
-                None => stage.work(&mut packet, &kernel, parsed),
-            };
-            #[cfg(feature = "trace")]
-            trace::tell(context, &packet, parsed, program, &result);
-            result
-        }
+        Ok(parsed) => match decided {
+            Some(decided) => pipeline::carry_on(&mut packet, &kernel, parsed, decided).map(Step::Send),
+            None => stage.work(&mut packet, &kernel, parsed),
+        },
         Err(reason) => Err(reason),
     };
     match result {
@@ -237,14 +212,7 @@ fn run(context: &TcContext, stage: Stage) -> i32 {
 fn run_early(context: &XdpContext, stage: Stage) -> u32 {
     let mut packet = XdpPacket::new(context);
     let result = match parsed(&packet) {
-        Ok(parsed) => {
-            #[cfg(feature = "trace")]
-            let program = stage.program();
-            let result = stage.work(&mut packet, &BpfKernel::new(context), parsed);
-            #[cfg(feature = "trace")]
-            trace::tell(context, &packet, parsed, program, &result);
-            result
-        }
+        Ok(parsed) => stage.work(&mut packet, &BpfKernel::new(context), parsed),
         Err(reason) => Err(reason),
     };
     match result {

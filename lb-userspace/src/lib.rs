@@ -16,4 +16,3 @@ pub mod network;
 pub mod settings;
 pub mod capacity;
 pub mod state;
-pub mod trace;

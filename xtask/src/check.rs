@@ -102,10 +102,7 @@ fn kernel_half(toolchain: &Toolchain) -> Result<Ran> {
     let folder = folders::target().join("bpf-check");
     let (verb, what) = if has_clippy { ("clippy", "clippy") } else { ("build", "warnings") };
     for (binary, of) in [(bpf::BINARY, "kernel half"), (bpf::BENCH_BINARY, "the bench's programs")] {
-        step::run(
-            &format!("{what}, {of}"),
-            &mut bpf::cargo(toolchain, verb, binary, bpf::With::Trace, &folder, &["-Dwarnings"]),
-        )?;
+        step::run(&format!("{what}, {of}"), &mut bpf::cargo(toolchain, verb, binary, &folder, &["-Dwarnings"]))?;
     }
     if has_clippy {
         return Ok(Ran::Whole);

@@ -169,7 +169,7 @@ pub(crate) fn secret_word(index: usize) -> u64 {
 }
 
 #[inline(always)]
-pub(crate) fn constant(value: &'static u32) -> u32 {
+fn constant(value: &'static u32) -> u32 {
     // SAFETY: a reference to a static is valid; volatile hides the value from the compiler.
     unsafe { (&raw const *value).read_volatile() }
 }

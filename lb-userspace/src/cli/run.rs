@@ -4,7 +4,6 @@ use std::{io, path::PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use lb_common::trace::TARGET;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{
     filter::{ParseError, Targets},
@@ -16,7 +15,6 @@ use super::Folders;
 use crate::{
     reconcile::{self, Options, RunError},
     settings::{HookSetting, WaySetting},
-    trace::Filter,
 };
 
 /// Balances what a configuration file says, until it is stopped; the data path goes on then.
@@ -31,9 +29,6 @@ pub(crate) struct Run {
     /// The hook, instead of the file's: auto, xdp, xdp-generic or tc
     #[arg(long, value_parser = hook)]
     hook: Option<HookSetting>,
-    /// Logs for each packet that fits where it went and why: any, udp 10.9.0.1, tcp, [fd00::1]:53, port 53
-    #[arg(long, value_name = "FILTER")]
-    trace: Option<Filter>,
     #[command(flatten)]
     folders: Folders,
 }
@@ -41,9 +36,9 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) fn run(self) -> Result<()> {
         log_to_stderr()?;
-        let Self { config, way, hook, trace, folders: Folders { pins, state } } = self;
+        let Self { config, way, hook, folders: Folders { pins, state } } = self;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(reconcile::run(&Options { config, pins, state, way, hook, trace }))?;
+        runtime.block_on(reconcile::run(&Options { config, pins, state, way, hook }))?;
         Ok(())
     }
 }
@@ -62,8 +57,7 @@ fn hook(name: &str) -> Result<HookSetting, String> {
 const LOG: &str = "EVENKEEL_LOG";
 
 fn log_to_stderr() -> Result<()> {
-    // Whoever asks for a trace wants to see it, however little else is logged.
-    let filter = filter(std::env::var(LOG).ok().as_deref())?.with_target(TARGET, LevelFilter::INFO);
+    let filter = filter(std::env::var(LOG).ok().as_deref())?;
     let is_terminal = io::IsTerminal::is_terminal(&io::stderr());
     let format = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false).with_ansi(is_terminal);
     tracing_subscriber::registry().with(format).with(filter).init();

@@ -31,12 +31,10 @@ use super::{
     pins::{Lock, PROGRAMS, Pins, PinsError, Settings},
     sweep::{self, Miscount, Swept, Ticks},
     sys::{self, Grace, Shape},
-    trace::{self, Told},
 };
 use crate::{
     capacity::Capacity,
     plan::{change::Change, tables::Tables},
-    trace::Filter,
 };
 
 /// The programs and maps, as the build made them.
@@ -54,8 +52,6 @@ pub struct Options {
     pub state: PathBuf,
     /// Sizes of the maps.
     pub capacity: Capacity,
-    /// Which packets the programs tell of; none where they are not to.
-    pub trace: Option<Filter>,
 }
 
 /// What was found when the data path was opened.
@@ -191,7 +187,6 @@ pub struct Bpf {
     /// as for all others.
     early: OnceLock<Ebpf>,
     loading: Loading,
-    is_traced: bool,
     ticks: Ticks,
     grace: Grace,
     /// When backends of per-packet services were first seen removed: their answers may be late, and no table names them.
@@ -244,17 +239,11 @@ impl Bpf {
             early: OnceLock::new(),
             ticks: Ticks::new(loading.settings.jiffies_per_second),
             loading,
-            is_traced: options.trace.is_some(),
             grace,
             gone_since: BTreeMap::new(),
             lock,
         };
         Ok((bpf, Opening { is_adopted: adopted.is_some(), has_mounted }))
-    }
-
-    /// What the programs tell of packets from now on; to be taken once, and nothing where they were not asked to.
-    pub fn take_trace(&mut self) -> Option<Told> {
-        if self.is_traced { Told::take(&mut self.ebpf) } else { None }
     }
 
     /// The maps, to look at.
@@ -333,23 +322,6 @@ impl Bpf {
                 source: io::Error::other(whole(&error)),
             };
             self.loaded(name)?.info().map(|info| (name, info.verified_instruction_count())).map_err(refused)
-        };
-        [OF_TC, OF_XDP].into_iter().flat_map(Family::names).map(of).collect()
-    }
-
-    /// The bytes of each loaded program's instructions, after the verifier took out what no packet can reach.
-    ///
-    /// # Errors
-    /// When the kernel refuses to describe a program.
-    pub fn translated_bytes(&self) -> Result<BTreeMap<&'static str, u32>, DataplaneError> {
-        let of = |name| {
-            let refused = |error| DataplaneError::Map {
-                map: PROGRAMS[0],
-                operation: format!("describe {name}"),
-                source: io::Error::other(whole(&error)),
-            };
-            let size = self.loaded(name)?.info().map_err(refused)?.size_translated();
-            Ok((name, size.unwrap_or_default()))
         };
         [OF_TC, OF_XDP].into_iter().flat_map(Family::names).map(of).collect()
     }
@@ -550,7 +522,6 @@ pub(super) fn wanted_shapes(capacity: &Capacity) -> Result<BTreeMap<String, Shap
         .iter()
         // What begins with a dot is data of the programs, and new with them.
         .filter(|(name, _)| !name.starts_with('.') && !PROGRAMS.contains(&name.as_str()))
-        .filter(|(name, _)| !trace::MAPS.contains(&name.as_str()))
         .map(|(name, map)| {
             let shape = Shape {
                 kind: map.map_type(),
@@ -599,9 +570,7 @@ impl Loading {
         let Options { pins, capacity, .. } = &self.options;
         let ticks = Ticks::new(self.settings.jiffies_per_second);
         let (flow_mask, reply_mask) = (capacity.flow_buckets - 1, capacity.reply_buckets - 1);
-        let trace = trace::Constants::new(self.options.trace.as_ref(), self.settings.jiffies_per_second);
         let mut loader = EbpfLoader::new();
-        trace.set(&mut loader);
         loader
             // Nothing in the programs depends on the layout of the kernel's own types.
             .btf(None)

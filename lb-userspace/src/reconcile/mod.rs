@@ -30,7 +30,6 @@ use crate::{
     settings::{HookSetting, WaySetting},
     source::file::{self, FileError, Loaded},
     state::{Moment, State, StateError},
-    trace::{self, Filter},
 };
 use events::{Event, Events};
 use world::{World, remaining};
@@ -52,8 +51,6 @@ pub struct Options {
     pub way: Option<WaySetting>,
     /// Instead of the file's.
     pub hook: Option<HookSetting>,
-    /// Which packets to tell of.
-    pub trace: Option<Filter>,
 }
 
 /// Why the controller ended, or did not begin.
@@ -98,7 +95,6 @@ pub async fn run(options: &Options) -> Result<(), RunError> {
     let mut events = Events::open(&options.config)?;
     let loaded = load(options, &network.view(&BTreeSet::new())?)?;
     let (mut world, mut view) = start(options, loaded, &network, &mut changes).await?;
-    let names = trace::follow(world.dataplane.take_trace(), world.names(&view));
     let mut asker = Asker::default();
     // What the network looked like when the file was refused.
     let mut refused: Option<View> = None;
@@ -168,7 +164,6 @@ pub async fn run(options: &Options) -> Result<(), RunError> {
             world.notice(&view);
         }
         world.follow(&view);
-        names.become_(|| world.names(&view));
         if event == Event::Sweep {
             world.look_after_hooks(&view);
         }
@@ -205,8 +200,7 @@ async fn start(
     let known = State::read(&options.state)?.unwrap_or_default();
     let capacity = Capacity::from(&loaded.settings.limits);
     let pins = Pins::new(&options.pins);
-    let (bpf, opening) =
-        Bpf::open_or_create(&BpfOptions { pins, state: options.state.clone(), capacity, trace: options.trace })?;
+    let (bpf, opening) = Bpf::open_or_create(&BpfOptions { pins, state: options.state.clone(), capacity })?;
     if opening.has_mounted {
         info!("mounted a bpf filesystem on /sys/fs/bpf");
     }

@@ -60,40 +60,14 @@ pub fn find() -> Result<Toolchain> {
     Ok(Toolchain { compiler, linker })
 }
 
-/// What the kernel half is built with, besides what it needs in any case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum With {
-    /// The decision trace, as it is shipped.
-    Trace,
-    /// Nothing, to compare with.
-    Nothing,
-}
-
-impl With {
-    const fn features(self) -> &'static str {
-        match self {
-            Self::Trace => "bpf,trace",
-            Self::Nothing => "bpf",
-        }
-    }
-
-    /// Each in a folder of its own, so that neither is built anew because of the other.
-    const fn folder(self) -> &'static str {
-        match self {
-            Self::Trace => "bpf",
-            Self::Nothing => "bpf-without-trace",
-        }
-    }
-}
-
 /// Builds the kernel half and returns the path of its object.
 ///
 /// # Errors
 ///
 /// When it does not compile, when the object contains a panic, which the kernel would not load, or when it handles
 /// memory byte by byte.
-pub fn build(toolchain: &Toolchain, with: With) -> Result<PathBuf> {
-    build_binary(toolchain, BINARY, with)
+pub fn build(toolchain: &Toolchain) -> Result<PathBuf> {
+    build_binary(toolchain, BINARY)
 }
 
 /// Builds what the bench measures with, beside the kernel half, and returns the path of that object.
@@ -102,13 +76,12 @@ pub fn build(toolchain: &Toolchain, with: With) -> Result<PathBuf> {
 ///
 /// As [`build`].
 pub fn build_bench(toolchain: &Toolchain) -> Result<PathBuf> {
-    build_binary(toolchain, BENCH_BINARY, With::Trace)
+    build_binary(toolchain, BENCH_BINARY)
 }
 
-fn build_binary(toolchain: &Toolchain, binary: &str, with: With) -> Result<PathBuf> {
-    let folder = folders::target().join(with.folder());
-    run(&mut cargo(toolchain, "build", binary, with, &folder, &[]))?;
-    let object = object_in(&folder, binary);
+fn build_binary(toolchain: &Toolchain, binary: &str) -> Result<PathBuf> {
+    run(&mut cargo(toolchain, "build", binary, &folder(), &[]))?;
+    let object = object(binary);
     let bytes = fs::read(&object).with_context(|| format!("{} was built but cannot be read", object.display()))?;
     gate::check(&bytes).with_context(|| format!("{}", object.display()))?;
     gate::check_speed(&bytes).with_context(|| format!("{}", object.display()))?;
@@ -117,22 +90,22 @@ fn build_binary(toolchain: &Toolchain, binary: &str, with: With) -> Result<PathB
 
 /// Returns where the object of one of the binaries is, once it is built.
 pub fn object(binary: &str) -> PathBuf {
-    object_in(&folders::target().join(With::Trace.folder()), binary)
+    folder().join(versions::BPF_TARGET).join("bpf").join(binary)
 }
 
-fn object_in(folder: &Path, binary: &str) -> PathBuf {
-    folder.join(versions::BPF_TARGET).join("bpf").join(binary)
+fn folder() -> PathBuf {
+    folders::target().join("bpf")
 }
 
 /// Returns the command that lets the chosen toolchain do `verb` (`build`, `clippy`) to one of the kernel half's binaries.
 ///
 /// `flags` are added to those of the compiler, such as `-Dwarnings`.
-pub fn cargo(toolchain: &Toolchain, verb: &str, binary: &str, with: With, folder: &Path, flags: &[&str]) -> Command {
+pub fn cargo(toolchain: &Toolchain, verb: &str, binary: &str, folder: &Path, flags: &[&str]) -> Command {
     let compiler = &toolchain.compiler;
     let mut command = clean(&compiler.rustc.cargo);
     command
         .current_dir(folders::workspace())
-        .args([verb, "--package", PACKAGE, "--bin", binary, "--no-default-features", "--features", with.features()])
+        .args([verb, "--package", PACKAGE, "--bin", binary, "--no-default-features", "--features", "bpf"])
         .args(["--profile", "bpf", "--target", versions::BPF_TARGET, "--target-dir"])
         .arg(folder);
     if compiler.builds_core {
