@@ -67,22 +67,27 @@ pub enum Exit {
     Later(Decided),
 }
 
-/// Where a packet goes that a later hook sends.
+/// Where a packet goes that a later hook sends. One word, like what other exits hold: the compiler would keep the second one
+/// of those that have none, which no one has set, and the verifier refuses that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Decided {
-    /// What it went to; zero where nothing was decided that the later hook would not find again.
-    pub frontend: FrontendId,
-    /// Who gets it; zero where no rule takes it.
-    pub backend: BackendId,
-}
+pub struct Decided(pub u32);
 
 impl Decided {
-    const NOTHING: Self = Self { frontend: FrontendId(0), backend: BackendId(0) };
+    /// Nothing that the later hook would not find again.
+    pub const NOTHING: Self = Self(0);
+    /// No rule takes it. No backend has this number.
+    pub const UNMATCHED: Self = Self(u32::MAX);
+
+    /// This backend gets it.
+    #[inline(always)]
+    pub const fn on(backend: BackendId) -> Self {
+        Self(backend.0)
+    }
 
     /// Whether the later hook has to be told.
     #[inline(always)]
     pub const fn is_told(self) -> bool {
-        self.frontend.0 != 0
+        self.0 != Self::NOTHING.0
     }
 }
 
@@ -143,10 +148,11 @@ pub fn carry_on<P: Packet, K: Kernel>(
     parsed: &Parsed,
     decided: Decided,
 ) -> Result<Exit, Reason> {
-    if decided.backend.0 == 0 {
+    let frontend = lookup::frontend(kernel, parsed)?;
+    if decided == Decided::UNMATCHED {
         return Err(Reason::NoRuleMatched);
     }
-    send(packet, kernel, parsed, decided.frontend, decided.backend, 0)
+    send(packet, kernel, parsed, frontend.frontend, BackendId(decided.0), 0)
 }
 
 /// A packet that opens a flow.
@@ -164,7 +170,7 @@ pub fn begin_flow<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Par
     let (drawn, result) = match begun {
         Begun::Unmatched => {
             kernel.count_service(frontend.service, &ticket(0, 0, 1));
-            return unmatched::<P>(frontend.frontend);
+            return unmatched::<P>();
         }
         Begun::Known(backend) => {
             // It may have been removed since, and the flow been found only now.
@@ -198,7 +204,7 @@ pub fn query<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed) 
     let chooser = chooser(kernel, &frontend, policy)?;
     let Ticket::Position(position) = chooser.draw() else {
         kernel.count_service(frontend.service, &ticket(0, 0, 1));
-        return unmatched::<P>(frontend.frontend);
+        return unmatched::<P>();
     };
     let mut tries = 0;
     let mut clashes = 0;
@@ -235,8 +241,8 @@ pub fn query<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed) 
 
 /// A choice that no rule takes. The later hook counts the packet, and must not draw a ticket for it once more.
 #[inline(always)]
-fn unmatched<P: Packet>(frontend: FrontendId) -> Result<Exit, Reason> {
-    if P::IS_EARLY { Ok(Exit::Later(Decided { frontend, backend: BackendId(0) })) } else { Err(Reason::NoRuleMatched) }
+fn unmatched<P: Packet>() -> Result<Exit, Reason> {
+    if P::IS_EARLY { Ok(Exit::Later(Decided::UNMATCHED)) } else { Err(Reason::NoRuleMatched) }
 }
 
 /// Takes a new flow back, if its backend has still to answer a query of this client and port for another frontend: the
@@ -354,7 +360,9 @@ fn send<P: Packet, K: Kernel>(
     };
     if !leaving.can_be_sent(packet, parsed) {
         kernel.count_traffic(backend_id, &Traffic { choices, ..Traffic::default() });
-        return Ok(Exit::Later(Decided { frontend, backend: backend_id }));
+        // What has no ports follows the record of what had them at the later hook as well.
+        let decided = if parsed.has_transport() { Decided::on(backend_id) } else { Decided::NOTHING };
+        return Ok(Exit::Later(decided));
     }
     let is_hop = leaving.exit != Exit::Stack;
     if is_hop && parsed.hop_limit <= 1 {

@@ -1,6 +1,5 @@
 //! What an XDP program leaves in front of a packet for the TC program of the same interface.
 
-use lb_common::{backend::BackendId, service::FrontendId};
 use lb_ebpf::pipeline::Decided;
 
 use super::maps;
@@ -10,8 +9,8 @@ use super::maps;
 pub(crate) struct Note {
     /// Tells ours from those of other programs.
     mark: [u32; 2],
-    frontend: u32,
-    backend: u32,
+    decided: u32,
+    zero: u32,
 }
 
 impl Note {
@@ -19,8 +18,8 @@ impl Note {
     #[inline(always)]
     pub(crate) fn write(&mut self, decided: Decided) {
         self.mark = mark();
-        self.frontend = decided.frontend.0;
-        self.backend = decided.backend.0;
+        self.decided = decided.0;
+        self.zero = 0;
     }
 
     /// What it says, if it is ours.
@@ -30,7 +29,7 @@ impl Note {
         if self.mark[0] != low || self.mark[1] != high {
             return None;
         }
-        Some(Decided { frontend: FrontendId(self.frontend), backend: BackendId(self.backend) })
+        Some(Decided(self.decided))
     }
 }
 

@@ -355,7 +355,7 @@ fn a_fragment_to_a_removed_backend_is_not_sent() {
 
 const LINK: Link = Link { destination: [1, 2, 3], source: [4, 5, 6] };
 const EXIT: u32 = 7;
-const TOLD: Decided = Decided { frontend: FRONTEND, backend: BackendId(1) };
+const TOLD: Decided = Decided(1);
 
 impl World {
     /// With backends and clients behind a device that takes packets from XDP and sends packets of this size.
@@ -502,7 +502,7 @@ fn what_no_rule_takes_at_an_early_hook_draws_one_ticket() {
         let slot = Slot { backend: BackendId(1), endpoint: EndpointId(1) };
         world.maps.write_slots(0, &NthRule { every: 2, packet: 1, slot }.to_words());
         let world = world.behind_link(1500);
-        let unmatched = Decided { frontend: FRONTEND, backend: BackendId(0) };
+        let unmatched = Decided::UNMATCHED;
         assert!(unmatched.is_told());
         world.is_left(&world.opens(), unmatched);
         assert_eq!(world.carried_on(&world.opens(), unmatched), Err(Reason::NoRuleMatched));
