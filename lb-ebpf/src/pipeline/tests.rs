@@ -455,7 +455,7 @@ fn an_answer_that_an_early_hook_cannot_send_is_left_as_it_is() {
         world.forward_early(world.opens().bytes()).expect("it is sent");
         let bytes = world.answers(1).bytes();
         let left = |world: &World| {
-            assert_eq!(world.back_early(bytes.clone()), Ok((Exit::Later(Decided::NOTHING), bytes.clone())))
+            assert_eq!(world.back_early(bytes.clone()), Ok((Exit::Later(Decided::NOTHING), bytes.clone())));
         };
         world.maps.abilities.clear();
         left(&world);
