@@ -17,6 +17,17 @@ pub struct Settings {
     pub limits: Limits,
 }
 
+impl Settings {
+    /// Whether XDP is asked for, be it of use or not.
+    pub fn asks_for_xdp(&self) -> bool {
+        let by_hook = match self.hook {
+            HookSetting::Xdp | HookSetting::XdpGeneric => true,
+            HookSetting::Auto | HookSetting::Tc => false,
+        };
+        by_hook || self.way == WaySetting::XdpRedirect
+    }
+}
+
 /// Where the programs are attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]

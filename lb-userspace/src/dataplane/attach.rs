@@ -350,6 +350,15 @@ pub fn detach(pins: &Pins, lock: &mut Lock) -> Result<Detached, PinsError> {
     Ok(Detached { hooks: held.len(), has_maps })
 }
 
+/// The same for a data path that never came into use.
+///
+/// # Errors
+/// When something cannot be removed.
+pub fn abandon(bpf: &mut Bpf) -> Result<Detached, PinsError> {
+    let pins = bpf.pins().clone();
+    detach(&pins, bpf.lock())
+}
+
 /// The hooks that these pins hold, where and by what; those of XDP first, as they are to be taken away.
 ///
 /// # Errors

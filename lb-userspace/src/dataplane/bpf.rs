@@ -169,7 +169,7 @@ pub struct Bpf {
     grace: Grace,
     /// When backends of per-packet services were first seen removed: their answers may be late, and no table names them.
     gone_since: BTreeMap<BackendId, Instant>,
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl Bpf {
@@ -218,7 +218,7 @@ impl Bpf {
             ticks: Ticks::new(settings.jiffies_per_second),
             grace,
             gone_since: BTreeMap::new(),
-            _lock: lock,
+            lock,
         };
         Ok((bpf, Opening { is_adopted: adopted.is_some(), has_mounted }))
     }
@@ -231,6 +231,11 @@ impl Bpf {
     /// The pins.
     pub fn pins(&self) -> &Pins {
         &self.pins
+    }
+
+    /// What keeps other controllers away.
+    pub(super) fn lock(&mut self) -> &mut Lock {
+        &mut self.lock
     }
 
     /// Evicts as [`Dataplane::sweep`] does and tells how much.

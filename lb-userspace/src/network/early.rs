@@ -39,7 +39,6 @@ pub fn decide(
     held: &BTreeSet<u32>,
 ) -> Early {
     let wish = Wish::of(settings);
-    let is_asked_for = wish.is_forced() || settings.way == WaySetting::XdpRedirect;
     let mut early = Early::default();
     for ifindex in clients {
         match mode(view, *ifindex, wish, held).and_then(|mode| worth(view, wish, ways).map(|()| mode)) {
@@ -47,7 +46,7 @@ pub fn decide(
                 early.modes.insert(*ifindex, mode);
             }
             Err(why) => {
-                if is_asked_for {
+                if settings.asks_for_xdp() {
                     early.impossible.insert(*ifindex, why.clone());
                 }
                 early.why_not.insert(*ifindex, why);

@@ -218,8 +218,23 @@ async fn start(
         view = network.view(&world.backends_with(&loaded.desired))?;
         world.remember(&known, &view, &attach::held(world.dataplane.pins())?);
     }
-    world.begin(loaded, &view)?;
+    if let Err(error) = world.begin(loaded, &view) {
+        if !opening.is_adopted {
+            leave_nothing(&mut world, options);
+        }
+        return Err(error);
+    }
     Ok((world, view))
+}
+
+/// Takes away what a start has made that is refused.
+fn leave_nothing(world: &mut World<Bpf>, options: &Options) {
+    if let Err(error) = attach::abandon(&mut world.dataplane) {
+        warn!(%error, "something of the data path stays; `evenkeel detach` removes it");
+    }
+    if let Err(error) = State::remove(&options.state) {
+        warn!(%error, "the state stays");
+    }
 }
 
 /// Takes a view with the routes to all backends of a configuration and to `others`, having asked for the neighbours that

@@ -117,6 +117,13 @@ impl Target {
         said
     }
 
+    /// What is to be said of interfaces of clients at which XDP was asked for and the kernel has refused it.
+    pub fn refused_xdp(&self, refused: &BTreeMap<u32, String>, settings: &Settings) -> Vec<Rejected> {
+        let is_asked_for = |(ifindex, _): &(&u32, &String)| settings.asks_for_xdp() && self.clients.contains(ifindex);
+        let fault = |(ifindex, why): (&u32, &String)| Some(impossible(&self.hooks.get(ifindex)?.name, why, settings));
+        refused.iter().filter(is_asked_for).filter_map(fault).collect()
+    }
+
     /// Goes on taking the stack's replies where they are taken now: who is removed may be about to answer.
     pub fn keep_egress(&mut self, view: &View, current: &BTreeMap<u32, Hooks>) {
         let is_kept = |(ifindex, hooks): &(&u32, &Hooks)| hooks.egress && view.links.contains_key(ifindex);

@@ -65,6 +65,8 @@ pub(super) struct World<D> {
     /// Replies are taken wherever they were before, and clients are already let in.
     is_adopted: bool,
     has_failed_hooks: bool,
+    /// Where the kernel has refused XDP, and why.
+    xdp_refused: BTreeMap<u32, String>,
     /// A change failed half way, so that the tables are not what the target asks for.
     is_half_done: bool,
     /// What is odd about the configuration in force.
@@ -117,6 +119,7 @@ impl<D: Dataplane> World<D> {
             told: View::default(),
             is_adopted: false,
             has_failed_hooks: false,
+            xdp_refused: BTreeMap::new(),
             is_half_done: false,
             oddities: Vec::new(),
             places: Places::default(),
@@ -156,9 +159,16 @@ impl<D: Dataplane> World<D> {
         }
     }
 
-    /// Brings about the first configuration.
+    /// Brings about the first configuration. Where the kernel refuses an XDP that was asked for, a new data path is
+    /// refused; one that was adopted goes on without, because clients count on it.
     pub(super) fn begin(&mut self, loaded: Loaded, view: &View) -> Result<(), RunError> {
-        self.settle(loaded, view, "start")
+        let is_new = !self.is_adopted;
+        self.settle(loaded, view, "start")?;
+        let refused = self.target.refused_xdp(&self.xdp_refused, &self.settings);
+        if is_new && !refused.is_empty() {
+            return Err(RunError::Refused(refused.iter().map(|fault| self.places.locate(fault)).collect()));
+        }
+        Ok(())
     }
 
     /// Brings about another configuration, or refuses it whole.
@@ -415,6 +425,7 @@ impl<D: Dataplane> World<D> {
             }
         }
         self.hooks.clone_from(wanted);
+        self.xdp_refused.clone_from(&unhooked.xdp);
         for ifindex in unhooked.xdp.keys() {
             // What is there is someone else's.
             self.hooks.entry(*ifindex).and_modify(|hooks| hooks.xdp = None);

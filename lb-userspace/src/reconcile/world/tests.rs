@@ -15,6 +15,7 @@ use crate::{
     model::{At, Choice, Listen, Schedule, Service, Target as Backend, draft::Host},
     network::testing::{BR0, ETH3, V1, V3, ip, lab, mac, meet},
     reconcile::Asker,
+    settings::HookSetting,
     source::file,
 };
 
@@ -26,6 +27,8 @@ struct Recorder {
     refusing: BTreeSet<u32>,
     /// Those that refuse programs where packets leave.
     refusing_egress: BTreeSet<u32>,
+    /// Those that refuse XDP.
+    refusing_xdp: BTreeSet<u32>,
     /// Counters cannot be read.
     is_uncounted: bool,
     /// The devices for XDP, each time that it was told of the network.
@@ -82,7 +85,9 @@ fn attach(recorder: &Recorder, wanted: &BTreeMap<u32, Hooks>) -> Result<Vec<Hook
     let reports = |(ifindex, hooks): (&u32, &Hooks)| {
         let ingress = report(*ifindex, hooks, Point::Ingress, Program::IngressBoth, &recorder.refusing);
         let egress = || report(*ifindex, hooks, Point::Egress, Program::EgressClients, &recorder.refusing_egress);
-        [Some(ingress), hooks.egress.then(egress)].into_iter().flatten()
+        let xdp = || report(*ifindex, hooks, Point::Xdp, Program::XdpClients, &recorder.refusing_xdp);
+        let early = hooks.xdp.filter(|_| hooks.ingress.is_some()).map(|_| xdp());
+        [Some(ingress), hooks.egress.then(egress), early].into_iter().flatten()
     };
     Ok(wanted.iter().flat_map(reports).collect())
 }
@@ -94,6 +99,7 @@ fn world(memory: Memory, refusing: &[u32]) -> (World<Recorder>, tempfile::TempDi
         log: RefCell::default(),
         refusing: refusing.iter().copied().collect(),
         refusing_egress: BTreeSet::new(),
+        refusing_xdp: BTreeSet::new(),
         is_uncounted: false,
         told: Vec::new(),
     };
@@ -340,6 +346,28 @@ fn clients_are_shut_out_when_the_stacks_replies_can_no_longer_be_taken() {
     world.look_after_hooks(&lab());
     world.follow(&lab());
     assert_eq!(done(&world), ["eth3=clients+egress", "eth3=clients+egress", "eth3=none+egress"]);
+}
+
+#[test]
+fn a_start_is_refused_where_the_kernel_refuses_an_xdp_that_was_asked_for() {
+    let generic = || {
+        let mut loaded = loaded(&["10.0.0.2"]);
+        loaded.settings.hook = HookSetting::XdpGeneric;
+        loaded
+    };
+    let (mut new, _folder) = world(empty(), &[]);
+    new.dataplane.refusing_xdp.insert(ETH3);
+    let error = new.begin(generic(), &lab()).expect_err("the kernel refuses");
+    let said =
+        "hook xdp-generic cannot be at eth3: interface eth3 (3) is gone; use `hook = \"auto\"` and `way = \"auto\"`";
+    assert_eq!(error.to_string(), said);
+
+    let (mut adopted, _folder) = world(new.dataplane.memory.clone(), &[]);
+    adopted.dataplane.refusing_xdp.insert(ETH3);
+    adopted.remember(&State::default(), &lab(), &[]);
+    adopted.begin(generic(), &lab()).expect("clients count on it");
+    let hook = adopted.state.hooks.iter().find(|hook| hook.interface == "eth3").expect("it is hooked");
+    assert_eq!((hook.xdp.as_deref(), hook.why.as_str()), (None, "interface eth3 (3) is gone"));
 }
 
 #[test]
