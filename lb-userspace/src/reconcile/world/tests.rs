@@ -371,6 +371,22 @@ fn a_start_is_refused_where_the_kernel_refuses_an_xdp_that_was_asked_for() {
 }
 
 #[test]
+fn an_interface_that_is_gone_is_shown_no_longer() {
+    let mut view = lab();
+    let (mut world, _folder) = world(empty(), &[]);
+    world.begin(loaded(&["10.0.0.2"]), &view).expect("a good start");
+    done(&world);
+    view.links.remove(&V3);
+    world.follow(&view);
+    let without = "eth3=clients br0=backends v1=backends v2=backends";
+    assert_eq!(done(&world), [without, without], "its pins are dropped");
+    let shown: Vec<&str> = world.state.hooks.iter().map(|hook| hook.interface.as_str()).collect();
+    assert_eq!(shown, ["eth3", "br0", "v1", "v2"]);
+    world.follow(&view);
+    assert_eq!(done(&world), [""; 0], "and that is all");
+}
+
+#[test]
 fn hooks_are_looked_after_though_nothing_has_changed() {
     let (mut world, _folder) = world(empty(), &[]);
     world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
