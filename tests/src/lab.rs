@@ -19,6 +19,8 @@ use crate::{cleanup::Prefix, namespace::Namespace, process::run};
 
 /// The balancer's device towards the clients.
 pub const CLIENT_SIDE: &str = "eth3";
+/// Its device towards the client of [`Lab::add_second_side`].
+pub const SECOND_SIDE: &str = "eth4";
 /// The balancer's addresses on [`CLIENT_SIDE`], those of the label `eth3` first, then those of `eth3:1`.
 pub const FRONTENDS: [IpAddr; 4] = [v4(10, 9, 0, 2), v6(9, 2), v4(10, 9, 0, 3), v6(9, 3)];
 
@@ -161,6 +163,13 @@ impl Lab {
         }
     }
 
+    /// Both ends of the balancer's devices.
+    pub fn both_ends(&self) -> Vec<(Namespace, String)> {
+        let own = [CLIENT_SIDE.to_owned()].into_iter().chain(self.backend_side());
+        let own = own.map(|device| (self.balancer.clone(), device));
+        own.chain(self.far_ends().into_iter().map(|(namespace, device)| (namespace, device.to_owned()))).collect()
+    }
+
     /// A directory of the lab's own, made if need be and removed with the lab.
     ///
     /// # Errors
@@ -195,6 +204,56 @@ impl Lab {
         self.restarts += 1;
         self.add_backend(backend)?;
         self.finish_devices()
+    }
+
+    /// Gives the balancer a second device that clients come in by, and returns the client at its other end.
+    ///
+    /// # Errors
+    /// A command of the building is refused.
+    pub fn add_second_side(&self) -> Result<Host> {
+        let namespace = Namespace::named(self.prefix.namespace("second"));
+        let host = Host { namespace, v4: v4(10, 19, 0, 100), v6: v6(0x19, 0x100) };
+        self.add_namespace(&host.namespace)?;
+        self.connect_second_side(&host)?;
+        Ok(host)
+    }
+
+    /// The same for a client whose device went with the balancer's.
+    ///
+    /// # Errors
+    /// A command of the building is refused.
+    pub fn connect_second_side(&self, client: &Host) -> Result<()> {
+        let namespace = &client.namespace;
+        self.add_veth(&self.balancer, SECOND_SIDE, namespace, "eth0")?;
+        self.balancer.sh(&format!("ip addr add 10.19.0.2/24 dev {SECOND_SIDE}"))?;
+        self.balancer.sh(&format!("ip addr add fd00:19::2/64 dev {SECOND_SIDE} nodad"))?;
+        namespace.sh(&format!("ip addr add {}/24 dev eth0", client.v4))?;
+        namespace.sh(&format!("ip addr add {}/64 dev eth0 nodad", client.v6))?;
+        namespace.sh("ip route add default via 10.19.0.2")?;
+        namespace.sh("ip route add default via fd00:19::2")?;
+        Ok(())
+    }
+
+    /// Deletes the balancer's NIC towards the backends and makes it anew, with its addresses and another number.
+    ///
+    /// # Errors
+    /// A command is refused, or no backend is reached through a NIC.
+    pub fn renew_nic(&self) -> Result<()> {
+        ensure!(self.layout.reach == Reach::Routed, "{:?} has no NIC", self.layout.reach);
+        self.balancer.sh("ip link del eth1")?;
+        self.add_nic(&Namespace::named(self.prefix.namespace("rack")))?;
+        self.address_backend_side("eth1")?;
+        self.finish_devices()
+    }
+
+    /// Gives the balancer's device towards the backends its addresses, some of which go when it is switched off.
+    ///
+    /// # Errors
+    /// A command is refused.
+    pub fn address_backend_side(&self, device: &str) -> Result<()> {
+        self.balancer.sh(&format!("ip addr replace 10.100.13.1/24 dev {device}"))?;
+        self.balancer.sh(&format!("ip addr replace fd00:100:13::1/64 dev {device} nodad"))?;
+        Ok(())
     }
 
     /// Changes what the devices may leave to others. Receive offload that is off stays off.
@@ -285,14 +344,16 @@ impl Lab {
                 "br0"
             }
             Reach::Routed => {
-                let switch = self.add_switch("rack")?;
-                self.add_veth(&self.balancer, "eth1", &switch, "uplink")?;
-                switch.sh("ip link set uplink master br0")?;
+                self.add_nic(&self.add_switch("rack")?)?;
                 "eth1"
             }
         };
-        self.balancer.sh(&format!("ip addr add 10.100.13.1/24 dev {device}"))?;
-        self.balancer.sh(&format!("ip addr add fd00:100:13::1/64 dev {device} nodad"))?;
+        self.address_backend_side(device)
+    }
+
+    fn add_nic(&self, switch: &Namespace) -> Result<()> {
+        self.add_veth(&self.balancer, "eth1", switch, "uplink")?;
+        switch.sh("ip link set uplink master br0")?;
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! The testbed: namespaces with real clients, a balancer and real servers in them, and what they are compared with.
 //!
-//! `lab` builds, `ask`, `dig`, `dnsperf`, `curl` and `datagram` are clients, `bind`, `nginx` and `responder` servers, `reference` holds today's
-//! rules, `evenkeel` runs ours. The scenarios lie in `tests/`.
+//! `lab` builds, `ask`, `steady`, `dig`, `dnsperf`, `curl` and `datagram` are clients, `bind`, `nginx` and `responder`
+//! servers, `reference` holds today's rules, `evenkeel` runs ours. The scenarios lie in `tests/`.
 
 #![deny(unsafe_code)]
 
@@ -23,6 +23,7 @@ pub mod twins;
 
 pub mod capture;
 pub mod crowd;
+pub mod steady;
 
 pub mod chi_square;
 pub mod reference;
@@ -35,6 +36,7 @@ pub mod demo;
 pub mod cases;
 pub mod packet;
 pub mod tap;
+pub mod theirs;
 
 pub mod harness;
 pub mod losses;
