@@ -49,6 +49,24 @@ impl Theirs {
 /// `r0 = XDP_PASS; exit`.
 const CODE: [u8; 16] = [0xb7, 0, 0, 0, 2, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
 
+<<<<<<< HEAD
+=======
+/// A section of an ELF object, in elf(5)'s order of what its header says.
+#[derive(Clone, Copy)]
+struct Section<'s> {
+    name: &'static str,
+    kind: u32,
+    flags: u64,
+    content: &'s [u8],
+    /// The section with the names of this one's symbols.
+    link: u32,
+    /// The first symbol that is global.
+    info: u32,
+    /// The size of an entry.
+    entry: u64,
+}
+
+>>>>>>> events
 /// A relocatable object of ELF64 for BPF, elf(5): the header, the sections, and the table of sections.
 fn elf() -> Vec<u8> {
     const HEADER: usize = 64;
@@ -63,6 +81,7 @@ fn elf() -> Vec<u8> {
     symbols.extend_from_slice(&[0x12, 0, 1, 0]);
     symbols.extend_from_slice(&0_u64.to_le_bytes());
     symbols.extend_from_slice(&(CODE.len() as u64).to_le_bytes());
+<<<<<<< HEAD
     // Name, type, flags, content, linked section, first global symbol, size of an entry.
     let sections: [(&str, u32, u64, &[u8], u32, u32, u64); 4] = [
         ("xdp", 1, 6, &CODE, 0, 0, 0),
@@ -73,6 +92,18 @@ fn elf() -> Vec<u8> {
     let mut body = Vec::new();
     let mut table = vec![0; HEADER];
     for (section, kind, flags, content, link, info, entry) in sections {
+=======
+    let plain = Section { name: "", kind: 1, flags: 0, content: &[], link: 0, info: 0, entry: 0 };
+    let sections = [
+        Section { name: "xdp", flags: 6, content: &CODE, ..plain },
+        Section { name: "license", flags: 3, content: b"GPL\0", ..plain },
+        Section { name: ".strtab", kind: 3, content: &strings, ..plain },
+        Section { name: ".symtab", kind: 2, content: &symbols, link: 3, info: 1, entry: 24, ..plain },
+    ];
+    let mut body = Vec::new();
+    let mut table = vec![0; HEADER];
+    for Section { name: section, kind, flags, content, link, info, entry } in sections {
+>>>>>>> events
         body.resize(body.len().next_multiple_of(8), 0);
         let offset = (HEADER + body.len()) as u64;
         body.extend_from_slice(content);

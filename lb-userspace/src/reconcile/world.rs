@@ -317,7 +317,10 @@ impl<D: Dataplane> World<D> {
         cause: &str,
     ) -> Result<(), RunError> {
         let started = Instant::now();
+        let hooked = self.hooks.len();
         self.hooks.retain(|ifindex, _| view.links.contains_key(ifindex));
+        // What went with its interface is left in pins and status: even if nothing else is wanted, there is something to do.
+        self.has_failed_hooks |= self.hooks.len() != hooked;
         self.tell(view, &early::devices(view, &target.hooks));
         let mut unhooked = self.take_replies(&target)?;
         if target.avoid(view, &unhooked.ingress) {
