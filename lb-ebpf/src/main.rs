@@ -139,6 +139,15 @@ impl Stage {
         }
     }
 
+    /// Whether packets come here from a device, and not from another program of ours.
+    #[inline(always)]
+    const fn is_first(&self) -> bool {
+        match self {
+            Self::Clients | Self::Both | Self::Backends(Hook::Ingress) => true,
+            Self::Backends(Hook::Egress) | Self::NewFlow | Self::Query => false,
+        }
+    }
+
     /// Whether packets come here that an XDP program of the same interface may have decided on.
     #[inline(always)]
     const fn is_told(&self) -> bool {
@@ -154,6 +163,9 @@ fn run(context: &TcContext, stage: Stage) -> i32 {
     if tc::has_vlan_tag(context) {
         // The VLAN's own device has a hook of its own, if it is ours.
         return TC_ACT_UNSPEC;
+    }
+    if stage.is_first() {
+        tc::restore_link(context);
     }
     let decided = if stage.is_told() { tc::decided(context) } else { None };
     let mut packet = TcPacket::new(context);

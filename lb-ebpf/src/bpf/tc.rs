@@ -3,13 +3,16 @@
 //! The layer-4 checksum goes through the kernel's helper, because what a local stack sent carries an unfinished one
 //! (`CHECKSUM_PARTIAL`) and what a device received may carry a sum of all bytes (`CHECKSUM_COMPLETE`).
 
-use core::ffi::c_void;
+use core::{ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::{
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{
+        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC,
+        bpf_hdr_start_off::BPF_HDR_START_MAC,
+    },
     helpers::{
-        bpf_csum_diff, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_pull_data,
-        bpf_skb_store_bytes,
+        bpf_csum_diff, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head,
+        bpf_skb_load_bytes_relative, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -73,6 +76,50 @@ pub(crate) fn refuse(reason: Reason) -> i32 {
         Action::Pass => TC_ACT_UNSPEC,
         Action::Drop => TC_ACT_SHOT,
     }
+}
+
+/// Puts the link-layer header back in front of the packet, if it is not there.
+///
+/// A kernel that copies a packet for XDP in the stack forgets how long that header is, and then begins the packet behind
+/// it (seen with 6.18: `skb_pp_cow_data` leaves `mac_len` at zero). A packet that comes in has been measured without it.
+#[inline(always)]
+pub(crate) fn restore_link(context: &TcContext) {
+    let skb = context.skb.skb;
+    // SAFETY: the context's pointer is valid while the program runs.
+    if unsafe { (*skb).len != (*skb).wire_len } {
+        return;
+    }
+    // Not cleared before, which would be done byte by byte.
+    let mut header = MaybeUninit::<[u16; IP_OFFSET / 2]>::uninit();
+    let length = IP_OFFSET as u32;
+    // SAFETY: the helper writes that many bytes to live memory, zeros if it fails, and checks the packet's bounds itself.
+    let loaded =
+        unsafe { bpf_skb_load_bytes_relative(skb.cast(), 0, header.as_mut_ptr().cast(), length, BPF_HDR_START_MAC) };
+    // SAFETY: the helper has just written all of it, and any bytes are words.
+    let header = unsafe { header.assume_init_ref() };
+    // Whoever measures otherwise, as a test of the kernel's does, has the header where it belongs.
+    if loaded != 0 || begins_with(context, header) {
+        return;
+    }
+    // SAFETY: the helper takes the context; every pointer into the packet is derived anew afterwards.
+    if unsafe { bpf_skb_change_head(skb, length, 0) } == 0 {
+        // SAFETY: the helper copies that many bytes from a live array and checks the packet's bounds itself.
+        unsafe { bpf_skb_store_bytes(skb, 0, header.as_ptr().cast(), length, 0) };
+    }
+}
+
+#[inline(always)]
+fn begins_with(context: &TcContext, header: &[u16; IP_OFFSET / 2]) -> bool {
+    let start = context.data();
+    if start + IP_OFFSET > context.data_end() {
+        return false;
+    }
+    let mut differences = 0;
+    for (at, word) in header.iter().enumerate() {
+        // SAFETY: the end of the header was just compared. BPF on the supported machines loads words at any address.
+        differences |= unsafe { *((start + at * 2) as *const u16) } ^ word;
+    }
+    differences == 0
 }
 
 /// What the XDP program of the same interface has decided for this packet, if it left it to us. Read before the packet's
