@@ -282,6 +282,7 @@ impl<D: Dataplane> World<D> {
         }
         match self.put_hooks(&self.hooks.clone()) {
             Ok((unhooked, reports)) => {
+                self.report_early(view);
                 self.has_failed_hooks = !unhooked.is_empty();
                 for report in reports.iter().filter(|report| report.program.is_some()) {
                     if let Ok(Outcome::Attached | Outcome::Replaced) = report.outcome {

@@ -347,8 +347,11 @@ fn hooks_are_looked_after_though_nothing_has_changed() {
     let (mut world, _folder) = world(empty(), &[]);
     world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
     done(&world);
+    let hooks = world.state.hooks.clone();
+    assert_ne!(hooks.iter().find(|hook| hook.ifindex == ETH3).expect("eth3 is hooked").xdp_why, "");
     world.look_after_hooks(&lab());
     assert_eq!(done(&world), [ALL]);
+    assert_eq!(world.state.hooks, hooks, "why XDP is not there is still told");
     world.dataplane.refusing.insert(V1);
     world.look_after_hooks(&lab());
     world.follow(&lab());
