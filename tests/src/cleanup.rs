@@ -72,6 +72,16 @@ impl Prefix {
         self.directory().join("bpf")
     }
 
+    /// Where the lab's own view of the kernel's traces is mounted.
+    pub(crate) fn traces(&self) -> PathBuf {
+        self.directory().join("traces")
+    }
+
+    /// The lab's own trace there.
+    pub(crate) fn trace(&self) -> PathBuf {
+        self.traces().join("instances").join(format!("evenkeel-{}", self.0))
+    }
+
     /// Lets the lab outlive this process.
     pub(crate) fn keep(&self) -> Result<()> {
         fs::write(self.directory().join(KEPT), "")?;
@@ -97,12 +107,18 @@ impl Prefix {
         let directory = self.directory();
         let is_ours = is_ours(&directory);
         if is_ours {
-            let pins = self.pins();
-            if let Err(error) = umount2(&pins, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
-                && error != Errno::EINVAL
-                && error != Errno::ENOENT
-            {
-                return Err(error).with_context(|| format!("{}: not unmounted", pins.display()));
+            let trace = self.trace();
+            if trace.exists() {
+                // The kernel's, which would outlive what shows it.
+                fs::remove_dir(&trace).with_context(|| format!("{}: not removed", trace.display()))?;
+            }
+            for mounted in [self.pins(), self.traces()] {
+                if let Err(error) = umount2(&mounted, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
+                    && error != Errno::EINVAL
+                    && error != Errno::ENOENT
+                {
+                    return Err(error).with_context(|| format!("{}: not unmounted", mounted.display()));
+                }
             }
         }
         for namespace in &namespaces {

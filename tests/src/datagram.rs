@@ -6,6 +6,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use nix::sys::socket::{
+    setsockopt,
+    sockopt::{Ipv4Ttl, Ipv6Ttl},
+};
 
 use crate::namespace::Namespace;
 
@@ -40,6 +44,28 @@ pub fn exchange(client: &Namespace, server: SocketAddr, message: &[u8]) -> Resul
             received.with_context(|| format!("no answer from {server} to {} bytes", message.len()))?;
         bytes.truncate(length);
         Ok(Datagram { source, port: socket.local_addr()?.port(), bytes })
+    })
+}
+
+/// Sends a message so many times from one new port, with so few hops to go, and waits for nothing.
+///
+/// # Errors
+/// It is not sent.
+pub fn send_with_hops(client: &Namespace, server: SocketAddr, message: &[u8], count: usize, hops: u8) -> Result<()> {
+    client.enter(|| {
+        let socket = match server.ip() {
+            IpAddr::V4(_) => {
+                let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+                setsockopt(&socket, Ipv4Ttl, &hops.into())?;
+                socket
+            }
+            IpAddr::V6(_) => {
+                let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?;
+                setsockopt(&socket, Ipv6Ttl, &hops.into())?;
+                socket
+            }
+        };
+        (0..count).try_for_each(|_| socket.send_to(message, server).map(drop)).with_context(|| server.to_string())
     })
 }
 

@@ -50,6 +50,23 @@ pub struct Refusal {
     pub said: String,
 }
 
+/// Packets of ours that XDP has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ByXdp {
+    /// Those it sent.
+    pub sent: u64,
+    /// Those it left to traffic control.
+    pub left: u64,
+}
+
+impl ByXdp {
+    /// What was added to it after `before`.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self { sent: self.sent - before.sent, left: self.left - before.left }
+    }
+}
+
 impl Evenkeel {
     /// Starts the controller on a configuration and waits until it says that it is ready.
     ///
@@ -176,6 +193,19 @@ impl Evenkeel {
     /// As [`Evenkeel::ls`].
     pub fn status(&self) -> Result<Value> {
         self.json("status", &[])
+    }
+
+    /// What XDP has done so far, over all interfaces.
+    ///
+    /// # Errors
+    /// As [`Evenkeel::ls`].
+    pub fn by_xdp(&self) -> Result<ByXdp> {
+        let mut all = ByXdp::default();
+        for one in self.status()?["xdp"].as_array().context("a status")? {
+            all.sent += one["sent"].as_u64().context("a number of packets")?;
+            all.left += one["left"].as_u64().context("a number of packets")?;
+        }
+        Ok(all)
     }
 
     /// Waits until packets to every backend take this way.

@@ -209,6 +209,15 @@ impl Lab {
         self.finish_devices()
     }
 
+    /// Changes whether the far ends of the balancer's devices receive as a NIC does, so that these take packets from XDP.
+    ///
+    /// # Errors
+    /// A device refuses.
+    pub fn set_far_gro(&mut self, far_gro: bool) -> Result<()> {
+        self.layout.far_gro = far_gro;
+        self.finish_far_ends(if far_gro { "on" } else { "off" })
+    }
+
     /// Leaves the lab up after this process; `remove_left` removes it.
     ///
     /// # Errors
@@ -346,10 +355,12 @@ impl Lab {
         for (namespace, device) in self.devices().into_iter().filter(|(namespace, _)| is_meant(balancers(namespace))) {
             namespace.sh(&format!("ethtool -K {device} {features}"))?;
         }
-        if self.layout.far_gro {
-            for (namespace, device) in self.far_ends() {
-                namespace.sh(&format!("ethtool -K {device} gro on"))?;
-            }
+        if self.layout.far_gro { self.finish_far_ends("on") } else { Ok(()) }
+    }
+
+    fn finish_far_ends(&self, gro: &str) -> Result<()> {
+        for (namespace, device) in self.far_ends() {
+            namespace.sh(&format!("ethtool -K {device} gro {gro}"))?;
         }
         Ok(())
     }

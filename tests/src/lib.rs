@@ -7,6 +7,8 @@
 
 pub mod lab;
 
+pub mod road;
+
 pub mod engine;
 pub mod namespace;
 
@@ -38,6 +40,7 @@ pub mod tap;
 
 pub mod harness;
 pub mod losses;
+pub mod trace;
 
 pub mod cleanup;
 pub mod process;

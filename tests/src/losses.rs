@@ -1,11 +1,17 @@
 //! What a lab's own sockets and devices have lost, so that a query without an answer can be told from one that was
 //! dropped on its way.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
 use anyhow::{Context as _, Result};
 
-use crate::{lab::Lab, namespace::Namespace};
+use crate::{
+    lab::{CLIENT_SIDE, Lab},
+    namespace::Namespace,
+};
 
 /// Datagrams that a UDP socket had no room for and frames that a device dropped, by namespace and where; what is zero
 /// is missing.
@@ -24,6 +30,68 @@ pub fn losses(lab: &Lab) -> Result<BTreeMap<String, u64>> {
         }
     }
     Ok(losses)
+}
+
+/// What the balancer's veths have done for XDP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handed {
+    /// Frames they took from it and put into the queue of the other end.
+    pub sent: u64,
+    /// Frames they took from it and had no room for there.
+    pub refused: u64,
+    /// Frames that came in and were lost on their way to it or from it to another device.
+    pub lost: u64,
+    /// Frames that came in and that it dropped, for a reason of its own.
+    pub dropped: u64,
+}
+
+impl Handed {
+    /// What was added to it after `before`.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            sent: self.sent - before.sent,
+            refused: self.refused - before.refused,
+            lost: self.lost - before.lost,
+            dropped: self.dropped - before.dropped,
+        }
+    }
+
+    /// A name and a number on each line, as `ethtool -S` says.
+    fn read(statistics: &str) -> Self {
+        let mut handed = Self::default();
+        for (name, number) in statistics.lines().filter_map(|line| line.trim().split_once(": ")) {
+            let Some((_, what)) = name.split_once("_queue_").and_then(|(_, rest)| rest.split_once('_')) else {
+                continue;
+            };
+            let number: u64 = number.parse().unwrap_or(0);
+            match (name.starts_with("tx_"), what) {
+                (true, "xdp_xmit") => handed.sent += number,
+                (true, "xdp_xmit_errors") => handed.refused += number,
+                (false, "drops") => handed.lost += number,
+                (false, "xdp_drops") => handed.dropped += number,
+                (_, _) => {}
+            }
+        }
+        handed
+    }
+}
+
+/// Adds up what the balancer's veths have done for XDP in their drivers; XDP in the stack is not counted there.
+///
+/// # Errors
+/// A device does not say.
+pub fn handed(lab: &Lab) -> Result<Handed> {
+    let ports: BTreeSet<&str> = (0..lab.backends().len()).map(|backend| lab.port(backend)).collect();
+    let mut sum = Handed::default();
+    for device in [CLIENT_SIDE].into_iter().chain(ports) {
+        let one = Handed::read(&lab.balancer().sh(&format!("ethtool -S {device}"))?);
+        sum.sent += one.sent;
+        sum.refused += one.refused;
+        sum.lost += one.lost;
+        sum.dropped += one.dropped;
+    }
+    Ok(sum)
 }
 
 fn read(name: &str) -> Result<String> {
@@ -66,6 +134,14 @@ fn dropped(devices: &str) -> impl Iterator<Item = (String, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_veths_did_for_xdp_is_added_up() {
+        let statistics = "NIC statistics:\n     peer_ifindex: 5\n     rx_queue_0_xdp_packets: 9\n     rx_queue_0_drops: 1\n     \
+                          rx_queue_0_xdp_drops: 2\n     rx_queue_1_xdp_drops: 3\n     tx_queue_0_xdp_xmit: 40\n     \
+                          tx_queue_1_xdp_xmit: 50\n     tx_queue_1_xdp_xmit_errors: 6\n";
+        assert_eq!(Handed::read(statistics), Handed { sent: 90, refused: 6, lost: 1, dropped: 5 });
+    }
 
     #[test]
     fn what_the_kernel_says_is_read() {

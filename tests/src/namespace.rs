@@ -77,6 +77,16 @@ impl Namespace {
         checksum_errors(&counters).with_context(|| format!("no such counters in {counters}"))
     }
 
+    /// How many packets its stack has dropped for their IP header, such as one without a hop left, over both families.
+    ///
+    /// # Errors
+    /// The kernel's counters cannot be read.
+    pub fn header_errors(&self) -> Result<u64> {
+        let counters = self.run("cat", &["/proc/net/snmp", "/proc/net/snmp6"])?;
+        let sum = || Some(of_names(&counters, "Ip:", "InHdrErrors")? + of_name(&counters, "Ip6InHdrErrors")?);
+        sum().with_context(|| format!("no such counters in {counters}"))
+    }
+
     /// Moves the calling thread into the namespace, for good.
     ///
     /// # Errors
@@ -87,18 +97,26 @@ impl Namespace {
     }
 }
 
-/// proc_net(5): `snmp` has a line of names and one of values per protocol, `snmp6` a name and a value per line.
 fn checksum_errors(counters: &str) -> Option<u64> {
-    let lines: Vec<Vec<&str>> = counters.lines().map(|line| line.split_whitespace().collect()).collect();
-    let mut of_names = 0;
-    for protocol in ["Tcp:", "Udp:"] {
-        let mut own = lines.iter().filter(|line| line.first() == Some(&protocol));
-        let (names, values) = (own.next()?, own.next()?);
-        let column = names.iter().position(|name| *name == "InCsumErrors")?;
-        of_names += values.get(column)?.parse::<u64>().ok()?;
-    }
-    let line = lines.iter().find(|line| line.first() == Some(&"Udp6InCsumErrors"))?;
-    Some(of_names + line.get(1)?.parse::<u64>().ok()?)
+    let of_names = |protocol| of_names(counters, protocol, "InCsumErrors");
+    Some(of_names("Tcp:")? + of_names("Udp:")? + of_name(counters, "Udp6InCsumErrors")?)
+}
+
+/// proc_net(5): `snmp` has a line of names and one of values per protocol.
+fn of_names(counters: &str, protocol: &str, name: &str) -> Option<u64> {
+    let mut own = lines(counters).filter(|line| line.first() == Some(&protocol));
+    let (names, values) = (own.next()?, own.next()?);
+    let column = names.iter().position(|own| *own == name)?;
+    values.get(column)?.parse().ok()
+}
+
+/// proc_net(5): `snmp6` has a name and a value per line.
+fn of_name(counters: &str, name: &str) -> Option<u64> {
+    lines(counters).find(|line| line.first() == Some(&name))?.get(1)?.parse().ok()
+}
+
+fn lines(counters: &str) -> impl Iterator<Item = Vec<&str>> {
+    counters.lines().map(|line| line.split_whitespace().collect())
 }
 
 #[cfg(test)]
