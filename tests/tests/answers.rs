@@ -11,9 +11,9 @@ use testbed::{
     bind::{Bind, SIZES, WHO},
     datagram::{Datagram, exchange, query},
     engine::Engine,
-    evenkeel::Evenkeel,
+    evenkeel::{ByXdp, Evenkeel},
     harness::{on_root, run},
-    lab::{FRONTENDS, Host, Lab, Layout, Reach},
+    lab::{FRONTENDS, Host, Lab, Layout, Offloads, Reach},
     packet::eth,
     tap::{Seen, Tap, send_raw},
 };
@@ -27,19 +27,22 @@ fn main() -> ExitCode {
     ])
 }
 
-/// Every way, each where it is found or asked for.
-const WAYS: [(Reach, &[&str]); 3] = [
-    (Reach::Bridge, &["redirect-peer", "redirect-neigh", "stack"]),
-    (Reach::Veths, &["redirect-peer", "stack"]),
-    (Reach::Routed, &["redirect-neigh", "stack"]),
+/// Every way and who looks for it, each where it is found or asked for; where XDP is to send, hosts finish checksums.
+const WAYS: [(Reach, Offloads, &[(&str, &str)]); 5] = [
+    (Reach::Bridge, Offloads::Untouched, &[("auto", "redirect-peer"), ("auto", "redirect-neigh"), ("auto", "stack")]),
+    (Reach::Veths, Offloads::Untouched, &[("auto", "redirect-peer"), ("auto", "stack")]),
+    (Reach::Routed, Offloads::Untouched, &[("auto", "redirect-neigh"), ("auto", "stack"), ("xdp", "xdp-redirect")]),
+    (Reach::Routed, Offloads::FinishedByHosts, &[("xdp", "xdp-redirect"), ("xdp-generic", "xdp-redirect")]),
+    (Reach::Veths, Offloads::FinishedByHosts, &[("xdp", "xdp-redirect"), ("xdp", "redirect-peer")]),
 ];
 
 fn large_ones_arrive() -> Result<()> {
-    for (reach, ways) in WAYS {
-        let mut stage = Stage::set(reach)?;
-        for way in ways {
-            stage.go_by(way)?;
-            stage.ask_all().with_context(|| format!("{reach:?}, {way}"))?;
+    for (reach, offloads, ways) in WAYS {
+        let mut stage = Stage::set(reach, offloads)?;
+        for (hook, way) in ways {
+            stage.go_by(hook, way)?;
+            stage.ask_all().with_context(|| format!("{reach:?}, {offloads:?}, {hook}, {way}"))?;
+            stage.has_gone_by(hook, way)?;
         }
         stage.leave()?;
     }
@@ -47,12 +50,12 @@ fn large_ones_arrive() -> Result<()> {
 }
 
 fn large_ones_arrive_among_an_engines_rules() -> Result<()> {
-    for (reach, ways) in WAYS {
-        let mut stage = Stage::set(reach)?;
+    for (reach, offloads, ways) in WAYS {
+        let mut stage = Stage::set(reach, offloads)?;
         let engine = Engine::start(&stage.lab)?;
-        for way in ways.iter().filter(|way| **way != "stack") {
-            stage.go_by(way)?;
-            stage.ask_all().with_context(|| format!("{reach:?}, {way}"))?;
+        for (hook, way) in ways.iter().filter(|(_, way)| *way != "stack") {
+            stage.go_by(hook, way)?;
+            stage.ask_all().with_context(|| format!("{reach:?}, {offloads:?}, {hook}, {way}"))?;
         }
         engine.stop()?;
         stage.leave()?;
@@ -61,11 +64,13 @@ fn large_ones_arrive_among_an_engines_rules() -> Result<()> {
 }
 
 fn none_stays_none() -> Result<()> {
-    for (reach, ways) in WAYS {
-        let mut stage = Stage::set(reach)?;
-        for (way, schedule) in ways.iter().flat_map(|way| SCHEDULES.map(|schedule| (way, schedule))) {
-            stage.go_by(way)?;
-            stage.send_without_checksum(schedule).with_context(|| format!("{reach:?}, {way}, {schedule:?}"))?;
+    for (reach, offloads, ways) in WAYS {
+        let mut stage = Stage::set(reach, offloads)?;
+        for ((hook, way), schedule) in ways.iter().flat_map(|way| SCHEDULES.map(|schedule| (way, schedule))) {
+            stage.go_by(hook, way)?;
+            stage
+                .send_without_checksum(schedule)
+                .with_context(|| format!("{reach:?}, {offloads:?}, {hook}, {way}, {schedule:?}"))?;
         }
         stage.leave()?;
     }
@@ -160,6 +165,8 @@ impl Schedule {
 struct Stage {
     binds: Vec<Bind>,
     evenkeel: Evenkeel,
+    /// What XDP had done when the way was chosen.
+    before: ByXdp,
     next_id: u16,
     at_client: Tap,
     at_backends: Vec<Tap>,
@@ -167,19 +174,34 @@ struct Stage {
 }
 
 impl Stage {
-    fn set(reach: Reach) -> Result<Self> {
-        let lab = Lab::up(Layout { reach, ..Layout::default() })?;
+    fn set(reach: Reach, offloads: Offloads) -> Result<Self> {
+        let lab = Lab::up(Layout { reach, offloads, far_gro: true, ..Layout::default() })?;
         let binds = Bind::start_all(&lab)?;
-        let evenkeel = Evenkeel::start(&lab, &configuration(&lab, "auto"))?;
+        let evenkeel = Evenkeel::start(&lab, &configuration(&lab, "auto", "auto"))?;
         let at_client = Tap::listen(&lab.client().namespace)?;
         let listen = |host: &Host| Tap::listen(&host.namespace);
         let at_backends = lab.backends().iter().map(listen).collect::<Result<Vec<_>>>()?;
-        Ok(Self { binds, evenkeel, next_id: 0, at_client, at_backends, lab })
+        Ok(Self { binds, evenkeel, before: ByXdp::default(), next_id: 0, at_client, at_backends, lab })
     }
 
-    fn go_by(&mut self, way: &str) -> Result<()> {
-        self.evenkeel.apply(&configuration(&self.lab, way))?;
-        self.evenkeel.wait_for_way(way)
+    fn go_by(&mut self, hook: &str, way: &str) -> Result<()> {
+        self.evenkeel.apply(&configuration(&self.lab, hook, way))?;
+        self.evenkeel.wait_for_way(way)?;
+        self.before = self.evenkeel.by_xdp()?;
+        Ok(())
+    }
+
+    /// XDP has sent most, where it was to and the hosts have finished their checksums, and nothing by a way not its own.
+    fn has_gone_by(&self, hook: &str, way: &str) -> Result<()> {
+        let by_xdp = self.evenkeel.by_xdp()?.since(self.before);
+        let is_right = match (way, self.lab.layout().offloads) {
+            ("xdp-redirect", Offloads::FinishedByHosts) => by_xdp.sent > by_xdp.left,
+            // Fragments are finished by whoever makes them.
+            ("xdp-redirect", _) => by_xdp.sent > 0 && by_xdp.left > 0,
+            _ => by_xdp.sent == 0,
+        };
+        ensure!(is_right, "{hook}, {way}: {by_xdp:?}");
+        Ok(())
     }
 
     /// Answers of all sizes, queries in one piece and in several.
@@ -319,9 +341,9 @@ impl Road {
     }
 }
 
-fn configuration(lab: &Lab, way: &str) -> String {
+fn configuration(lab: &Lab, hook: &str, way: &str) -> String {
     let service = |schedule: Schedule| service(schedule, schedule.port(), &schedule.of(lab.backends()));
-    format!("way = \"{way}\"\n{}{}", service(Schedule::PerFlow), service(Schedule::PerPacket))
+    format!("hook = \"{hook}\"\nway = \"{way}\"\n{}{}", service(Schedule::PerFlow), service(Schedule::PerPacket))
 }
 
 fn service(schedule: Schedule, port: u16, hosts: &[&Host]) -> String {

@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::{addr::Family, service::ServiceId};
 use lb_userspace::dataplane::{maps::Maps, pins::Pins};
+use libtest_mimic::Trial;
 use serde_json::Value;
 use testbed::{
     ask::{Answers, Ask, Ports},
@@ -24,24 +25,29 @@ use testbed::{
     harness::{self, Needs},
     lab::{FRONTENDS, Lab, Layout},
     losses::losses,
+    road::Trip,
     twins,
 };
 
-/// How many new choices each round makes.
+/// How many new choices each round makes, by default and on any other road.
 const ROUNDS: [usize; 3] = [100, 1200, 12_000];
+const FEWER_ROUNDS: [usize; 2] = [100, 1200];
 const BACKENDS: usize = 4;
 const EQUAL: [u64; BACKENDS] = [1; BACKENDS];
 
 fn main() -> ExitCode {
-    let shared: Shared = Arc::default();
-    let mut trials = Vec::new();
-    let mut add = |name: &str, body: fn(&mut Stage, Family) -> Result<()>| {
-        for family in Family::ALL {
-            let shared = Arc::clone(&shared);
-            let body = move || harness::on_shared(&shared, Stage::set, |stage| body(stage, family));
-            trials.push(harness::trial(&format!("{name}, {family}"), Needs::Root, body));
-        }
-    };
+    let mut trials = by_default();
+    trials.extend(FURTHER.into_iter().flat_map(by));
+    harness::run(trials)
+}
+
+/// Whatever XDP sends it sends in one way.
+const FURTHER: [Trip; 5] = [Trip::XDP, Trip::XDP_GENERIC, Trip::LEFT_BY_XDP, Trip::NEIGHBOURS, Trip::STACK];
+
+fn by_default() -> Vec<Trial> {
+    let (shared, mut trials) = (Shared::default(), Vec::new());
+    let mut add =
+        |name: &str, body: fn(&mut Stage, Family) -> Result<()>| trials.extend(of(Trip::DEFAULT, &shared, name, body));
     add("rr is even over new flows", |stage, family| stage.is_even("rr", Schedule::PerFlow, family));
     add("rr is even over the queries of one socket", |stage, family| stage.is_even("rr", Schedule::PerPacket, family));
     add("nth is even over new flows", |stage, family| stage.is_even("nth", Schedule::PerFlow, family));
@@ -75,26 +81,53 @@ fn main() -> ExitCode {
     add("dig is spread evenly over udp", Stage::dig_is_spread);
     add("dig is spread evenly over tcp", Stage::connections_are_spread);
     add("queries from a port that has a flow of another frontend are answered by their own", Stage::ports_have_a_past);
-    harness::run(trials)
+    trials
 }
 
-/// The lab that all trials use one after the other; it goes with the last of them.
+/// What a road can change: who is chosen, by flow and by packet, from one CPU and two.
+fn by(trip: Trip) -> Vec<Trial> {
+    let (shared, mut trials) = (Shared::default(), Vec::new());
+    let mut add = |name: &str, body: fn(&mut Stage, Family) -> Result<()>| trials.extend(of(trip, &shared, name, body));
+    add("rr is even over new flows", |stage, family| stage.is_even("rr", Schedule::PerFlow, family));
+    add("rr is even over the queries of one socket", |stage, family| stage.is_even("rr", Schedule::PerPacket, family));
+    add("wrr keeps within one of every due over new flows", |stage, family| {
+        stage.is_within_one(Schedule::PerFlow, [5, 3, 2, 1], family)
+    });
+    add("wrr keeps within one of every due over the queries of one socket", |stage, family| {
+        stage.is_within_one(Schedule::PerPacket, [50, 20, 7, 3], family)
+    });
+    add("two first packets of a flow on two cpus draw one ticket", Stage::twins_draw_one_ticket);
+    add("dig is spread evenly over tcp", Stage::connections_are_spread);
+    trials
+}
+
+/// A trial for each family.
+fn of(trip: Trip, shared: &Shared, name: &str, body: fn(&mut Stage, Family) -> Result<()>) -> [Trial; 2] {
+    Family::ALL.map(|family| {
+        let shared = Arc::clone(shared);
+        let body = move || harness::on_shared(&shared, || Stage::set(trip), |stage| body(stage, family));
+        harness::trial(&trip.title(&format!("{name}, {family}")), Needs::Root, body)
+    })
+}
+
+/// The lab that all trials of a road use one after the other; it goes with the last of them.
 type Shared = Arc<Mutex<Option<Stage>>>;
 
 impl Stage {
     fn is_even(&mut self, selector: &'static str, schedule: Schedule, family: Family) -> Result<()> {
         self.configure(Method { selector, schedule, weights: None })?;
+        let before = self.evenkeel.by_xdp()?;
         let client = schedule.client(if selector == "nth" { Client::Nth } else { Client::RoundRobin });
-        for (cpus, count) in cpus_and_rounds() {
+        for (cpus, count) in self.cpus_and_rounds() {
             let (asked, _) = self.ask(schedule, client, family, cpus, count)?;
             ensure!(spread(&asked) <= 1, "{count} from {cpus} CPUs: {asked:?}");
         }
-        Ok(())
+        self.trip.was_taken_since(before, &self.evenkeel)
     }
 
     fn is_within_one(&mut self, schedule: Schedule, weights: [u64; BACKENDS], family: Family) -> Result<()> {
         self.configure(Method { selector: "wrr", schedule, weights: Some(weights) })?;
-        for (cpus, count) in cpus_and_rounds() {
+        for (cpus, count) in self.cpus_and_rounds() {
             let before = self.go_to_the_start_of_a_cycle(schedule, weights, family)?;
             let (asked, answers) = self.ask(schedule, schedule.client(Client::Weighted), family, cpus, count)?;
             ensure!(within_one(&asked, &weights), "{count} from {cpus} CPUs, {before} before: {asked:?}");
@@ -144,7 +177,7 @@ impl Stage {
 
     fn dnsperf_is_spread(&mut self, selector: &'static str, schedule: Schedule, family: Family) -> Result<()> {
         self.configure(Method { selector, schedule, weights: None })?;
-        for (cpus, count) in cpus_and_rounds() {
+        for (cpus, count) in self.cpus_and_rounds() {
             let what = format!("{count} from {cpus} CPUs");
             let client = schedule.client(Client::Tools);
             let lanes = self.lanes(schedule, client, family, cpus, count)?;
@@ -241,11 +274,6 @@ impl Stage {
     }
 }
 
-/// Each round from one CPU and from two.
-fn cpus_and_rounds() -> impl Iterator<Item = (usize, usize)> {
-    [1, 2].into_iter().flat_map(|cpus| ROUNDS.map(|count| (cpus, count)))
-}
-
 fn spread(counts: &[u64]) -> u64 {
     let (least, most) = (counts.iter().min(), counts.iter().max());
     most.zip(least).map_or(0, |(most, least)| most - least)
@@ -316,9 +344,10 @@ impl Client {
 ///
 /// A flow that was seen lives on for a while, and its port would not be a new choice.
 struct Stage {
+    trip: Trip,
     evenkeel: Evenkeel,
     method: Method,
-    _engine: Engine,
+    _engine: Option<Engine>,
     servers: Vec<Bind>,
     lab: Lab,
     ports: [[Ports; 2]; Client::ALL.len()],
@@ -326,13 +355,15 @@ struct Stage {
 }
 
 impl Stage {
-    fn set() -> Result<Self> {
-        let lab = Lab::up(Layout { clients: Client::ALL.len(), backends: BACKENDS, ..Layout::default() })?;
+    fn set(trip: Trip) -> Result<Self> {
+        let lab = Lab::up(Layout { clients: Client::ALL.len(), backends: BACKENDS, ..trip.layout() })?;
         let servers = Bind::start_all(&lab)?;
-        let _engine = Engine::start(&lab)?;
+        // What goes through the stack is what an engine's rules drop.
+        let _engine = if trip == Trip::STACK { None } else { Some(Engine::start(&lab)?) };
         let method = Method { selector: "rr", schedule: Schedule::PerFlow, weights: None };
-        let evenkeel = Evenkeel::start(&lab, &configuration(&lab, method))?;
-        let mut stage = Self { evenkeel, method, _engine, servers, lab, ports: Default::default(), runs: 0 };
+        let evenkeel = Evenkeel::start(&lab, &configuration(&lab, trip, method))?;
+        trip.road.wait_for(&evenkeel)?;
+        let mut stage = Self { trip, evenkeel, method, _engine, servers, lab, ports: Default::default(), runs: 0 };
         for family in Family::ALL {
             for client in Client::ALL {
                 // Neighbours are found before order matters.
@@ -342,9 +373,15 @@ impl Stage {
         Ok(stage)
     }
 
+    /// Each round from one CPU and from two.
+    fn cpus_and_rounds(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let rounds: &[usize] = if self.trip == Trip::DEFAULT { &ROUNDS } else { &FEWER_ROUNDS };
+        [1, 2].into_iter().flat_map(|cpus| rounds.iter().map(move |count| (cpus, *count)))
+    }
+
     fn configure(&mut self, method: Method) -> Result<()> {
         if method != self.method {
-            let told = self.evenkeel.reload(&configuration(&self.lab, method))?;
+            let told = self.evenkeel.reload(&configuration(&self.lab, self.trip, method))?;
             ensure!(told.as_deref() == Some("configuration applied"), "{method:?}: {told:?}");
             self.method = method;
         }
@@ -556,7 +593,7 @@ impl Count {
 
 /// A DNS service on all addresses of `eth3`, with room for the flows of all trials: they are less than half a million,
 /// and none of them expires within 30 s.
-fn configuration(lab: &Lab, method: Method) -> String {
+fn configuration(lab: &Lab, trip: Trip, method: Method) -> String {
     let backends = lab.backends().iter().enumerate().flat_map(|(index, host)| {
         [host.v4, host.v6].map(|address| match method.weights {
             Some(weights) => format!("{{ address = \"{address}\", weight = {} }}", weights[index]),
@@ -568,9 +605,10 @@ fn configuration(lab: &Lab, method: Method) -> String {
         Schedule::PerPacket => "per-packet",
     };
     format!(
-        "[limits]\nflows = 1_000_000\n\n[[service]]\nname = \"dns\"\n\
+        "{}[limits]\nflows = 1_000_000\n\n[[service]]\nname = \"dns\"\n\
          listen = [{{ interface = \"eth3\", port = 53, protocols = [\"udp\", \"tcp\"] }}]\n\
          selector = \"{}\"\nschedule = \"{schedule}\"\nbackends = [{}]\n",
+        trip.road.settings(),
         method.selector,
         backends.collect::<Vec<_>>().join(", ")
     )

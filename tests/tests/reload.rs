@@ -15,48 +15,53 @@ use testbed::{
     curl::Download,
     evenkeel::Evenkeel,
     harness::{Needs, run, trial},
-    lab::{Lab, Layout},
+    lab::Lab,
     nginx::{self, Nginx},
     process::wait_until,
+    road::Trip,
 };
 
 fn main() -> ExitCode {
-    run(vec![trial(
-        "fifty reloads under load lose nothing and leave removed backends alone",
-        Needs::Root,
-        fifty_reloads,
-    )])
+    let further = [Trip::XDP, Trip::XDP_GENERIC, Trip::STACK].map(|trip| {
+        let name = trip.title("ten reloads under load lose nothing and leave removed backends alone");
+        trial(&name, Needs::Root, move || reloads_under_load(trip, 10, 7))
+    });
+    let all = trial("fifty reloads under load lose nothing and leave removed backends alone", Needs::Root, || {
+        reloads_under_load(Trip::DEFAULT, 50, 30)
+    });
+    run([all].into_iter().chain(further).collect())
 }
 
-/// How long the load lasts.
-const LOAD: u64 = 30;
-const RELOADS: usize = 50;
 /// Each change is left in force for as long as this at least, so that clients meet it.
 const IN_FORCE: Duration = Duration::from_millis(50);
 /// What sits in queues may still arrive after a change is reported applied.
 const QUEUES: Duration = Duration::from_millis(20);
 
-fn fifty_reloads() -> Result<()> {
-    let lab = Lab::up(Layout::default())?;
+/// Reloads so many times while load lasts for so many seconds.
+fn reloads_under_load(trip: Trip, reloads: usize, load: u64) -> Result<()> {
+    let lab = Lab::up(trip.layout())?;
+    let configuration = |weights: &[(usize, u32)]| trip.road.settings() + &crowd::configuration(&lab, weights);
     let _servers = (Bind::start_all(&lab)?, Nginx::start_all(&lab)?);
     let mut weights: Vec<(usize, u32)> = (0..4).map(|backend| (backend, 1)).collect();
-    let mut evenkeel = Evenkeel::start(&lab, &crowd::configuration(&lab, &weights))?;
+    let mut evenkeel = Evenkeel::start(&lab, &configuration(&weights))?;
+    trip.road.wait_for(&evenkeel)?;
+    let before = evenkeel.by_xdp()?;
     let filter = bind::PORTS.map(|port| format!("udp dst port {port}")).join(" or ");
     let captures = lab.backends().iter().map(|host| Capture::start(&lab, &host.namespace, "eth0", &filter));
     let captures = captures.collect::<Result<Vec<_>>>()?;
-    let mut downloads = start_downloads(&lab)?;
+    let mut downloads = start_downloads(&lab, load)?;
 
     let begin = Instant::now();
-    let mut crowd = Crowd::start(&lab, LOAD)?;
+    let mut crowd = Crowd::start(&lab, load)?;
     let mut removals = Removals::default();
-    for number in 0..RELOADS {
+    for number in 0..reloads {
         // Spread over the load, with some of it before and after.
-        let due = begin + Duration::from_millis(1000 + number as u64 * (LOAD * 1000 - 3000) / RELOADS as u64);
+        let due = begin + Duration::from_millis(1000 + number as u64 * (load * 1000 - 3000) / reloads as u64);
         thread::sleep(due.saturating_duration_since(Instant::now()).max(IN_FORCE));
         weights = next_weights(number);
-        let configuration = crowd::configuration(&lab, &weights);
+        let configuration = configuration(&weights);
         removals.end();
-        match number {
+        match number * 50 / reloads {
             15 => {
                 refuse(&mut evenkeel, &configuration)?;
                 evenkeel.apply(&configuration)?;
@@ -75,14 +80,15 @@ fn fifty_reloads() -> Result<()> {
         ensure!(body == nginx::large(), "download {number}: {} bytes, or wrong ones", body.len());
     }
     let seen = captures.into_iter().map(Capture::finish).collect::<Result<Vec<_>>>()?;
-    removals.check(&seen)?;
+    removals.check(&seen, reloads)?;
+    trip.was_taken_since(before, &evenkeel)?;
     crowd::check(&tallies, &lab)
 }
 
 /// One download from each backend over each family, slow enough to last as long as the load.
-fn start_downloads(lab: &Lab) -> Result<Vec<Download>> {
+fn start_downloads(lab: &Lab, load: u64) -> Result<Vec<Download>> {
     let directory = lab.directory("downloads")?;
-    let rate = nginx::LARGE / (LOAD as usize + 5);
+    let rate = nginx::LARGE / (load as usize + 5);
     let mut downloads = Vec::new();
     for (frontend, family) in crowd::WEB.into_iter().zip(["-4", "-6"]) {
         for number in 0..lab.backends().len() {
@@ -164,7 +170,7 @@ impl Removals {
     }
 
     /// Says that no packet came to a removed backend, while others got some.
-    fn check(&self, seen: &[Vec<Duration>]) -> Result<()> {
+    fn check(&self, seen: &[Vec<Duration>], reloads: usize) -> Result<()> {
         let mut checked = 0;
         for (begin, end, removed) in &self.ended {
             let arrivals = |backend: usize| {
@@ -186,7 +192,7 @@ impl Removals {
             // On a busy machine nobody may have asked in one of them.
             checked += if others > 0 { removed.len() } else { 0 };
         }
-        ensure!(checked >= RELOADS / 2, "only {checked} removals were looked at");
+        ensure!(checked >= reloads / 2, "only {checked} removals were looked at");
         Ok(())
     }
 }

@@ -15,38 +15,51 @@ use testbed::{
     curl::Download,
     engine::Engine,
     evenkeel::{Evenkeel, find_program},
-    harness::{on_root, run},
+    harness::{Needs, on_root, run, trial},
     lab::{CLIENT_SIDE, Lab, Layout},
     nginx::{self, Nginx},
     process::output,
+    road::Trip,
 };
 
 fn main() -> ExitCode {
-    run(vec![
-        on_root("a controller killed under load loses nothing, nor does the next one", killed_under_load),
-        on_root("cursors, counters and flows outlive the controller", everything_outlives_the_controller),
+    let mut trials = Vec::new();
+    for trip in [Trip::DEFAULT, Trip::XDP, Trip::XDP_GENERIC, Trip::STACK] {
+        let name = trip.title("a controller killed under load loses nothing, nor does the next one");
+        trials.push(trial(&name, Needs::Root, move || killed_under_load(trip)));
+    }
+    for trip in [Trip::DEFAULT].into_iter().chain(Trip::FURTHER) {
+        let name = trip.title("cursors, counters and flows outlive the controller");
+        trials.push(trial(&name, Needs::Root, move || everything_outlives_the_controller(trip)));
+    }
+    trials.extend([
         on_root("another map layout is refused while traffic flows on", another_layout_is_refused),
         on_root("detach takes away what is ours and nothing else", detach_takes_away_what_is_ours),
         on_root("whoever is not root is told so in one sentence", not_root),
         on_root("the program of someone else is shown while traffic flows", someone_elses_program),
-    ])
+    ]);
+    run(trials)
 }
 
-/// How many seconds the load lasts at least: for two kills and two starts, and some more.
+/// How many seconds the load lasts at least: for two kills and two starts, or for one of each, and some more.
 const LOAD: u64 = 10;
+const SHORTER_LOAD: u64 = 8;
 
-fn killed_under_load() -> Result<()> {
-    let lab = Lab::up(Layout::default())?;
+fn killed_under_load(trip: Trip) -> Result<()> {
+    let (load, kills) = if trip == Trip::DEFAULT { (LOAD, 2) } else { (SHORTER_LOAD, 1) };
+    let lab = Lab::up(trip.layout())?;
     let _servers = (Bind::start_all(&lab)?, Nginx::start_all(&lab)?);
-    let mut evenkeel = Evenkeel::start(&lab, &configuration(&lab))?;
+    let mut evenkeel = Evenkeel::start(&lab, &(trip.road.settings() + &configuration(&lab)))?;
+    trip.road.wait_for(&evenkeel)?;
+    let before = evenkeel.by_xdp()?;
     let directory = lab.directory("downloads")?;
     let start = |frontend: SocketAddr| {
-        let (rate, file) = (nginx::LARGE / (LOAD as usize + 2), directory.join(format!("large-{}", frontend.ip())));
+        let (rate, file) = (nginx::LARGE / (load as usize + 2), directory.join(format!("large-{}", frontend.ip())));
         Download::start(&lab.client().namespace, frontend, rate, file)
     };
     let mut downloads = crowd::WEB.into_iter().map(start).collect::<Result<Vec<_>>>()?;
-    let mut crowd = Crowd::start(&lab, LOAD)?;
-    for _ in 0..2 {
+    let mut crowd = Crowd::start(&lab, load)?;
+    for _ in 0..kills {
         // Load while it runs, and while none does.
         thread::sleep(Duration::from_millis(1500));
         evenkeel.kill();
@@ -62,13 +75,14 @@ fn killed_under_load() -> Result<()> {
     for download in downloads {
         ensure!(download.finish()? == nginx::large(), "the download has other bytes");
     }
-    Ok(())
+    trip.was_taken_since(before, &evenkeel)
 }
 
-fn everything_outlives_the_controller() -> Result<()> {
-    let lab = Lab::up(Layout::default())?;
+fn everything_outlives_the_controller(trip: Trip) -> Result<()> {
+    let lab = Lab::up(trip.layout())?;
     let _servers = Bind::start_all(&lab)?;
-    let mut evenkeel = Evenkeel::start(&lab, &configuration(&lab))?;
+    let mut evenkeel = Evenkeel::start(&lab, &(trip.road.settings() + &configuration(&lab)))?;
+    trip.road.wait_for(&evenkeel)?;
     let client = &lab.client().namespace;
     let ports = 20_000..20_100;
     let all = |asks: [Ask; 2]| asks.iter().map(|ask| ask.run(client)).collect::<Result<Vec<Answers>>>();
