@@ -28,13 +28,16 @@ fn main() -> ExitCode {
 }
 
 /// Every way and who looks for it, each where it is found or asked for; where XDP is to send, hosts finish checksums.
-const WAYS: [(Reach, Offloads, &[(&str, &str)]); 5] = [
+const WAYS: [(Reach, Offloads, HooksAndWays); 5] = [
     (Reach::Bridge, Offloads::Untouched, &[("auto", "redirect-peer"), ("auto", "redirect-neigh"), ("auto", "stack")]),
     (Reach::Veths, Offloads::Untouched, &[("auto", "redirect-peer"), ("auto", "stack")]),
     (Reach::Routed, Offloads::Untouched, &[("auto", "redirect-neigh"), ("auto", "stack"), ("xdp", "xdp-redirect")]),
     (Reach::Routed, Offloads::FinishedByHosts, &[("xdp", "xdp-redirect"), ("xdp-generic", "xdp-redirect")]),
     (Reach::Veths, Offloads::FinishedByHosts, &[("xdp", "xdp-redirect"), ("xdp", "redirect-peer")]),
 ];
+
+/// Settings `hook`, and `way` as it is asked for.
+type HooksAndWays = &'static [(&'static str, &'static str)];
 
 fn large_ones_arrive() -> Result<()> {
     for (reach, offloads, ways) in WAYS {
