@@ -1,12 +1,7 @@
 //! The testbed: namespaces with real clients, a balancer and real servers in them, and what they are compared with.
 //!
-<<<<<<< HEAD
-//! `lab` builds, `ask`, `dig`, `dnsperf`, `curl` and `datagram` are clients, `bind`, `nginx` and `responder` servers, `reference` holds today's
-//! rules, `evenkeel` runs ours, `bench` measures both. The scenarios lie in `tests/`.
-=======
 //! `lab` builds, `ask`, `steady`, `dig`, `dnsperf`, `curl` and `datagram` are clients, `bind`, `nginx` and `responder`
-//! servers, `reference` holds today's rules, `evenkeel` runs ours. The scenarios lie in `tests/`.
->>>>>>> events
+//! servers, `reference` holds today's rules, `evenkeel` runs ours, `bench` measures both. The scenarios lie in `tests/`.
 
 #![deny(unsafe_code)]
 

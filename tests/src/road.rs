@@ -224,8 +224,8 @@ impl Road {
         let is_right = match (early, are_finished) {
             // The first packets to a next hop are left, and those whose finished checksum looks like an unfinished one.
             (Early::Sends, true) => sent > 10 * left,
-            // The other way round it is the same one in 65,535.
-            (Early::Sends, false) => left > 0 && sent <= 1 + left / 1000,
+            // The other way round it is the same one in 65,535, and fragments, which whoever makes them finishes.
+            (Early::Sends, false) => left > 20 * sent,
             (Early::Leaves, _) => sent == 0 && left > 0,
             (Early::Absent(_), _) => (sent, left) == (0, 0),
         };

@@ -49,8 +49,6 @@ impl Theirs {
 /// `r0 = XDP_PASS; exit`.
 const CODE: [u8; 16] = [0xb7, 0, 0, 0, 2, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
 
-<<<<<<< HEAD
-=======
 /// A section of an ELF object, in elf(5)'s order of what its header says.
 #[derive(Clone, Copy)]
 struct Section<'s> {
@@ -66,7 +64,6 @@ struct Section<'s> {
     entry: u64,
 }
 
->>>>>>> events
 /// A relocatable object of ELF64 for BPF, elf(5): the header, the sections, and the table of sections.
 fn elf() -> Vec<u8> {
     const HEADER: usize = 64;
@@ -81,18 +78,6 @@ fn elf() -> Vec<u8> {
     symbols.extend_from_slice(&[0x12, 0, 1, 0]);
     symbols.extend_from_slice(&0_u64.to_le_bytes());
     symbols.extend_from_slice(&(CODE.len() as u64).to_le_bytes());
-<<<<<<< HEAD
-    // Name, type, flags, content, linked section, first global symbol, size of an entry.
-    let sections: [(&str, u32, u64, &[u8], u32, u32, u64); 4] = [
-        ("xdp", 1, 6, &CODE, 0, 0, 0),
-        ("license", 1, 3, b"GPL\0", 0, 0, 0),
-        (".strtab", 3, 0, &strings, 0, 0, 0),
-        (".symtab", 2, 0, &symbols, 3, 1, 24),
-    ];
-    let mut body = Vec::new();
-    let mut table = vec![0; HEADER];
-    for (section, kind, flags, content, link, info, entry) in sections {
-=======
     let plain = Section { name: "", kind: 1, flags: 0, content: &[], link: 0, info: 0, entry: 0 };
     let sections = [
         Section { name: "xdp", flags: 6, content: &CODE, ..plain },
@@ -103,7 +88,6 @@ fn elf() -> Vec<u8> {
     let mut body = Vec::new();
     let mut table = vec![0; HEADER];
     for Section { name: section, kind, flags, content, link, info, entry } in sections {
->>>>>>> events
         body.resize(body.len().next_multiple_of(8), 0);
         let offset = (HEADER + body.len()) as u64;
         body.extend_from_slice(content);

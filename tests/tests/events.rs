@@ -124,11 +124,8 @@ fn a_nic(hook: &str) -> Result<()> {
     })?;
     watched.only_meanwhile().context("made anew")?;
     watched.something_is_lost().context("made anew")?;
-<<<<<<< HEAD
-=======
     let sent = sent_by_xdp(&stage.evenkeel.status()?);
     ensure!((sent > 200) == (hook == "xdp"), "xdp sent {sent} packets");
->>>>>>> events
     stage.leave()
 }
 
@@ -162,16 +159,6 @@ fn sides_of_clients(hook: &str) -> Result<()> {
     stage.leave()
 }
 
-<<<<<<< HEAD
-/// How far ends receive and who finishes checksums, and how often XDP comes there; a hundred times in one of the states.
-const STATES: [(bool, Offloads, usize); 6] = [
-    (true, Offloads::FinishedByHosts, 100),
-    (true, Offloads::Untouched, 10),
-    (true, Offloads::Off, 10),
-    (false, Offloads::FinishedByHosts, 10),
-    (false, Offloads::Untouched, 10),
-    (false, Offloads::Off, 10),
-=======
 /// The devices that XDP comes to and goes from.
 const SWITCHED: [&str; 2] = [CLIENT_SIDE, "eth1"];
 
@@ -183,53 +170,16 @@ const STATES: [(bool, Offloads, usize); 6] = [
     (false, Offloads::FinishedByHosts, 20),
     (false, Offloads::Untouched, 20),
     (false, Offloads::Off, 20),
->>>>>>> events
 ];
 
 fn xdp_comes_and_goes() -> Result<()> {
     for (far_gro, offloads, times) in STATES {
-<<<<<<< HEAD
-        let state = format!("far gro {far_gro}, offloads {offloads:?}");
-        let layout = Layout { reach: Reach::Routed, backends: BACKENDS, far_gro, offloads, ..Layout::default() };
-        let mut stage = Stage::set_on(layout, "tc")?;
-        let before = stage.features()?;
-        stage.watch(&stage.client())?.nothing_is_lost().context("before")?;
-        let watched = stage.meanwhile(|stage| {
-            for _ in 0..times {
-                for hook in ["xdp", "tc"] {
-                    stage.evenkeel.apply(&configuration(&stage.lab, hook))?;
-                }
-            }
-            Ok(())
-        })?;
-        eprintln!("{state}: {times} times in {:?}, {}", watched.end - watched.begin, watched.summary());
-        let theirs = Theirs::write(&stage.lab)?;
-        let compared = stage.meanwhile(|stage| {
-            for _ in 0..times {
-                for device in [CLIENT_SIDE, "eth1"] {
-                    theirs.attach(&stage.lab, device)?;
-                }
-                for device in [CLIENT_SIDE, "eth1"] {
-                    theirs.detach(&stage.lab, device)?;
-                }
-            }
-            Ok(())
-        })?;
-        eprintln!("an empty program: {:?}, {}", compared.end - compared.begin, compared.summary());
-        watched.nothing_is_lost().with_context(|| state.clone())?;
-        ensure!(stage.features()? == before, "{state}: {} became {}", before, stage.features()?);
-        stage.watch(&stage.client())?.nothing_is_lost().context("afterwards")?;
-        stage.leave()?;
-=======
         xdp_comes_and_goes_in(far_gro, offloads, times)
             .with_context(|| format!("far gro {far_gro}, offloads {offloads:?}"))?;
->>>>>>> events
     }
     Ok(())
 }
 
-<<<<<<< HEAD
-=======
 fn xdp_comes_and_goes_in(far_gro: bool, offloads: Offloads, times: usize) -> Result<()> {
     let layout = Layout { reach: Reach::Routed, backends: BACKENDS, far_gro, offloads, ..Layout::default() };
     let mut stage = Stage::set_on(layout, "tc")?;
@@ -266,7 +216,6 @@ fn xdp_comes_and_goes_in(far_gro: bool, offloads: Offloads, times: usize) -> Res
     stage.leave()
 }
 
->>>>>>> events
 fn theirs_stays() -> Result<()> {
     let lab = Lab::up(Layout { reach: Reach::Routed, backends: 1, far_gro: true, ..Layout::default() })?;
     let bind = Bind::start(&lab, "b1", &lab.backends()[0])?;
@@ -315,11 +264,7 @@ fn refused_by_the_kernel() -> Result<()> {
 
 /// Neither a hook nor a pin.
 fn nothing_is_attached(lab: &Lab) -> Result<()> {
-<<<<<<< HEAD
-    for device in [CLIENT_SIDE, "eth1"] {
-=======
     for device in SWITCHED {
->>>>>>> events
         let filters = lab.balancer().sh(&format!("tc filter show dev {device} ingress"))?;
         ensure!(filters.trim().is_empty(), "{device}: {filters}");
     }
@@ -445,8 +390,6 @@ impl Watched {
         Ok(())
     }
 
-<<<<<<< HEAD
-=======
     /// A veth that loses its NAPI may free what waits in its ring: with an empty program, 0 or 1 query was lost in 400
     /// switches.
     fn no_more_is_lost_than_by_the_driver(&self, switches: usize) -> Result<()> {
@@ -456,7 +399,6 @@ impl Watched {
         Ok(())
     }
 
->>>>>>> events
     fn something_is_lost(&self) -> Result<()> {
         ensure!(self.unanswered().next().is_some(), "the event did not reach the traffic");
         Ok(())
@@ -544,15 +486,12 @@ fn ways(status: &Value, backend: usize, is_so: impl Fn(&Value) -> bool) -> bool 
     ways.iter().filter(of_backend).filter(|way| is_so(way)).count() == 2
 }
 
-<<<<<<< HEAD
-=======
 /// Packets that XDP sent, of those interfaces at which it looks first.
 fn sent_by_xdp(status: &Value) -> u64 {
     let all = status["xdp"].as_array().map(Vec::as_slice).unwrap_or_default();
     all.iter().filter_map(|one| one["sent"].as_u64()).sum()
 }
 
->>>>>>> events
 fn hook_at(status: &Value, interface: &str) -> Option<Value> {
     status["hooks"].as_array()?.iter().find(|hook| hook["interface"] == interface).cloned()
 }

@@ -370,11 +370,8 @@ impl Count {
 }
 
 fn services(evenkeel: &Evenkeel) -> Result<Vec<Value>> {
-    let mut listing = evenkeel.ls(&["--stats"])?;
-    match listing["services"].take() {
-        Value::Array(services) => Ok(services),
-        other => bail!("no listing of services: {other}"),
-    }
+    let listing = evenkeel.ls(&["--stats"])?;
+    listing["services"].as_array().cloned().with_context(|| format!("no listing of services: {listing}"))
 }
 
 fn of_family(host: &Host, like: IpAddr) -> IpAddr {

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
 
 /// How many seconds the load lasts at least: for two kills and two starts, or for one of each, and some more.
 const LOAD: u64 = 10;
-const SHORTER_LOAD: u64 = 6;
+const SHORTER_LOAD: u64 = 8;
 
 fn killed_under_load(trip: Trip) -> Result<()> {
     let (load, kills) = if trip == Trip::DEFAULT { (LOAD, 2) } else { (SHORTER_LOAD, 1) };

@@ -15,11 +15,7 @@ use crate::{
     model::{At, Choice, Listen, Schedule, Service, Target as Backend, draft::Host},
     network::testing::{BR0, ETH3, V1, V3, ip, lab, mac, meet},
     reconcile::Asker,
-<<<<<<< HEAD
     settings::{HookSetting, WaySetting},
-=======
-    settings::HookSetting,
->>>>>>> events
     source::file,
 };
 
@@ -31,11 +27,7 @@ struct Recorder {
     refusing: BTreeSet<u32>,
     /// Those that refuse programs where packets leave.
     refusing_egress: BTreeSet<u32>,
-<<<<<<< HEAD
     /// Those that refuse programs of XDP.
-=======
-    /// Those that refuse XDP.
->>>>>>> events
     refusing_xdp: BTreeSet<u32>,
     /// Counters cannot be read.
     is_uncounted: bool,
@@ -93,7 +85,6 @@ fn attach(recorder: &Recorder, wanted: &BTreeMap<u32, Hooks>) -> Result<Vec<Hook
     let reports = |(ifindex, hooks): (&u32, &Hooks)| {
         let ingress = report(*ifindex, hooks, Point::Ingress, Program::IngressBoth, &recorder.refusing);
         let egress = || report(*ifindex, hooks, Point::Egress, Program::EgressClients, &recorder.refusing_egress);
-<<<<<<< HEAD
         let xdp = |mode| {
             let early = report(*ifindex, hooks, Point::Xdp, Program::XdpBoth, &recorder.refusing_xdp);
             HookReport { mode: Mode::Xdp(mode), ..early }
@@ -101,11 +92,6 @@ fn attach(recorder: &Recorder, wanted: &BTreeMap<u32, Hooks>) -> Result<Vec<Hook
         [Some(ingress), hooks.egress.then(egress), hooks.xdp.filter(|_| hooks.ingress.is_some()).map(xdp)]
             .into_iter()
             .flatten()
-=======
-        let xdp = || report(*ifindex, hooks, Point::Xdp, Program::XdpClients, &recorder.refusing_xdp);
-        let early = hooks.xdp.filter(|_| hooks.ingress.is_some()).map(|_| xdp());
-        [Some(ingress), hooks.egress.then(egress), early].into_iter().flatten()
->>>>>>> events
     };
     Ok(wanted.iter().flat_map(reports).collect())
 }
@@ -389,8 +375,6 @@ fn a_start_is_refused_where_the_kernel_refuses_an_xdp_that_was_asked_for() {
 }
 
 #[test]
-<<<<<<< HEAD
-=======
 fn an_interface_that_is_gone_is_shown_no_longer() {
     let mut view = lab();
     let (mut world, _folder) = world(empty(), &[]);
@@ -407,13 +391,15 @@ fn an_interface_that_is_gone_is_shown_no_longer() {
 }
 
 #[test]
->>>>>>> events
 fn hooks_are_looked_after_though_nothing_has_changed() {
     let (mut world, _folder) = world(empty(), &[]);
     world.begin(loaded(&["10.0.0.2"]), &lab()).expect("a good start");
     done(&world);
+    let hooks = world.state.hooks.clone();
+    assert_ne!(hooks.iter().find(|hook| hook.ifindex == ETH3).expect("eth3 is hooked").xdp_why, "");
     world.look_after_hooks(&lab());
     assert_eq!(done(&world), [ALL]);
+    assert_eq!(world.state.hooks, hooks, "why XDP is not there is still told");
     world.dataplane.refusing.insert(V1);
     world.look_after_hooks(&lab());
     world.follow(&lab());
