@@ -261,11 +261,6 @@ impl Bpf {
         &mut self.lock
     }
 
-    /// What keeps other controllers away.
-    pub(super) fn lock(&mut self) -> &mut Lock {
-        &mut self.lock
-    }
-
     /// Evicts as [`Dataplane::sweep`] does and tells how much.
     ///
     /// # Errors
