@@ -638,7 +638,7 @@ fn an_early_hook_follows_fragments_that_a_later_one_began() {
         world.is_left(&first, TOLD);
         assert_eq!(world.forward_early(later.bytes()), Err(Reason::FragmentUnknown));
         world.carried_on(&first, TOLD).expect("it is sent");
-        world.is_left(&later, TOLD);
+        world.is_left(&later, Decided::NOTHING);
         world.maps.abilities.insert(EXIT, Abilities::SENDS);
         let sent = Datagram { destination: world.backend(1), hops: 63, ..later.clone() };
         assert_eq!(world.forward_early(later.bytes()), Ok((Exit::Link { ifindex: EXIT }, with_link(&sent))));
