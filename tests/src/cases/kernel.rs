@@ -1,12 +1,17 @@
 //! Cases in the kernel: the real program and the real maps, by `BPF_PROG_TEST_RUN`.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::{
     addr::Addr,
     backend::BackendState,
-    device::{Abilities, Device},
+    device::{Abilities, Device, HOPS},
     reason::Reason,
     stats::EarlyStats,
 };
@@ -17,6 +22,7 @@ use lb_userspace::{
         Dataplane,
         bpf::{Bpf, Options, Program},
         pins::Pins,
+        sys::Map,
     },
     plan::{
         Plan,
@@ -37,6 +43,8 @@ pub struct Kernel {
     plan: Plan,
     /// What the last packet's look at the counters found, while nothing but packets may have come after it.
     counted: Option<Counted>,
+    /// Since when next hops are kept.
+    hops_since: Instant,
     _folder: tempfile::TempDir,
 }
 
@@ -139,7 +147,23 @@ impl Kernel {
         let options = Options { pins, state: folder.path().to_owned(), capacity };
         let (mut bpf, _) = Bpf::open_or_create(&options)?;
         bpf.follow_network(&devices());
-        Ok(Self { bpf, plan: Plan::default(), counted: None, _folder: folder })
+        Ok(Self { bpf, plan: Plan::default(), counted: None, hops_since: Instant::now(), _folder: folder })
+    }
+
+    /// Forgets next hops before any is kept for so long that the kernel is reminded of a neighbour, by a packet that leaves
+    /// otherwise than the rest. On the host no time passes.
+    fn keep_hops_young(&mut self) -> Result<()> {
+        const YOUNG: Duration = Duration::from_secs(1);
+        if self.hops_since.elapsed() < YOUNG {
+            return Ok(());
+        }
+        for name in ["BACKEND_HOPS", "CLIENT_HOPS"] {
+            let map = Map::open(&self.bpf.pins().path().join(name))?;
+            let nothing = vec![0; map.value_bytes()];
+            (0..HOPS).try_for_each(|place| map.update(&place.to_ne_bytes(), &nothing))?;
+        }
+        self.hops_since = Instant::now();
+        Ok(())
     }
 
     /// The data path itself.
@@ -202,6 +226,7 @@ impl Machine for Kernel {
             Some(counted) => counted,
             None => self.counted()?,
         };
+        self.keep_hops_young()?;
         let (verdict, after) = self.bpf.run_once(at, bytes)?;
         let now = self.counted()?;
         let moved = now.reasons.iter().filter(|(reason, count)| before.reasons.get(reason) != Some(count));

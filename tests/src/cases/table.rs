@@ -551,13 +551,13 @@ fn early(ends: &Ends, name: Name) -> Vec<Case> {
             .early_packet(ends.query().udp(4000, 53).payload(&too_big))
             .is_left(Handed::Told)
             .packet(ends.query().udp(4000, 53).payload(&too_big))
-            .is(Reason::TooBig)
+            .is_answered_as_too_big(&ends.query().udp(4000, 53).payload(&too_big), REPLY_MTU)
             .early_reply(ends.answer().udp(53, 4000).payload(&largest))
             .sends(ends.returned().udp(53, 4000).payload(&largest))
             .early_reply(ends.answer().udp(53, 4000).payload(&too_big))
             .is_left(Handed::Untold)
             .reply(ends.answer().udp(53, 4000).payload(&too_big))
-            .is(Reason::TooBig),
+            .is_answered_as_too_big(&ends.answer().udp(53, 4000).payload(&too_big), REPLY_MTU),
         Case::new(name("xdp leaves unfinished checksums, v4", "xdp leaves unfinished checksums, v6"))
             .given(&ends.one_backend(""))
             .way(by_lab)
