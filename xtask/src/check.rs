@@ -123,7 +123,7 @@ fn dependencies() -> Result<Ran> {
         ("licences, bans and sources of dependencies, fuzz target", &["--manifest-path", FUZZ]),
     ] {
         let mut command = Command::new(tools::deny()?);
-        command.args(arguments).args(["check", "--config", "deny.toml", "bans", "licenses", "sources"]);
+        command.args(arguments).args(["--config", "deny.toml", "check", "bans", "licenses", "sources"]);
         step::run(label, command.current_dir(folders::workspace()))?;
     }
     Ok(Ran::Whole)
