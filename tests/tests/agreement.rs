@@ -213,8 +213,8 @@ fn come_to_everything(runs: &[Run]) -> Result<()> {
             family.name()
         );
         // Half of the programs are XDP's, and one way in six is the stack's.
-        ensure!(redirected + passed + early + told > all / 10 && redirected.min(passed) > all / 100, "{said}");
-        ensure!(early.min(told).min(refused) > all / 100 && untold > all / 250, "{said}");
+        ensure!(redirected + passed + early + told > all / 10 && redirected.min(passed) > all / 200, "{said}");
+        ensure!(early.min(told).min(refused) > all / 200 && untold > all / 250, "{said}");
         for reason in Reason::ALL {
             ensure!(reasons.contains_key(reason) == may_be_met(*reason, family), "{}: {said}", reason.name());
         }
