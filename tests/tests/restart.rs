@@ -42,8 +42,8 @@ fn main() -> ExitCode {
 }
 
 /// How many seconds the load lasts at least: for two kills and two starts, or for one of each, and some more.
-const LOAD: u64 = 10;
-const SHORTER_LOAD: u64 = 8;
+const LOAD: u64 = 16;
+const SHORTER_LOAD: u64 = 12;
 
 fn killed_under_load(trip: Trip) -> Result<()> {
     let (load, kills) = if trip == Trip::DEFAULT { (LOAD, 2) } else { (SHORTER_LOAD, 1) };
