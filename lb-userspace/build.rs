@@ -21,10 +21,18 @@ fn main() -> ExitCode {
 }
 
 fn build() -> anyhow::Result<()> {
-    let built = bpf::build(&bpf::find()?)?;
-    // A copy of this build's own, because another profile may build the next one over it.
-    let own = Path::new(&env::var("OUT_DIR")?).join("evenkeel.bpf.o");
-    fs::copy(built, &own)?;
-    println!("cargo::rustc-env=EVENKEEL_BPF_OBJECT={}", own.display());
+    let toolchain = bpf::find()?;
+    let folder = env::var("OUT_DIR")?;
+    for with in bpf::With::ALL {
+        let built = bpf::build(&toolchain, with)?;
+        let (variable, name) = match with {
+            bpf::With::Nothing => ("EVENKEEL_BPF_OBJECT", "evenkeel.bpf.o"),
+            bpf::With::Trace => ("EVENKEEL_TRACING_BPF_OBJECT", "evenkeel-tracing.bpf.o"),
+        };
+        // A copy of this build's own, because another profile may build the next one over it.
+        let own = Path::new(&folder).join(name);
+        fs::copy(built, &own)?;
+        println!("cargo::rustc-env={variable}={}", own.display());
+    }
     Ok(())
 }

@@ -131,3 +131,28 @@ pub fn smaller(a: u64, b: u64) -> u64 {
     let difference = a.wrapping_sub(b);
     b.wrapping_add(difference & ((difference as i64) >> SIGN.get()) as u64)
 }
+
+/// Gives `number` back, where programs tell what they decided in another register.
+///
+/// An exit has numbers that other exits have not. Where it is kept until it was told, the compiler gives it the place of what
+/// it was made of, and fills that also where it has no number; the verifier refuses to see a register kept that no one has
+/// set.
+#[inline(always)]
+pub fn apart(number: u32) -> u32 {
+    #[cfg(all(target_arch = "bpf", feature = "trace"))]
+    {
+        let copy: u64;
+        // SAFETY: it moves a number from one register to another.
+        unsafe {
+            core::arch::asm!(
+                "{1} = {0}",
+                in(reg) number as u64,
+                out(reg) copy,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        };
+        copy as u32
+    }
+    #[cfg(not(all(target_arch = "bpf", feature = "trace")))]
+    number
+}

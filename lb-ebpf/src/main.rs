@@ -11,6 +11,8 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
+#[cfg(feature = "trace")]
+use bpf::trace;
 use bpf::{
     Context,
     kernel::BpfKernel,
@@ -19,6 +21,8 @@ use bpf::{
     xdp::{self, XdpPacket},
 };
 use lb_common::reason::Reason;
+#[cfg(feature = "trace")]
+use lb_common::trace::Program;
 use lb_ebpf::{
     packet::Packet,
     parse::{Parsed, parse},
@@ -139,6 +143,20 @@ impl Stage {
         }
     }
 
+    /// What the trace calls it.
+    #[cfg(feature = "trace")]
+    #[inline(always)]
+    const fn program(&self) -> Program {
+        match self {
+            Self::Clients => Program::Clients,
+            Self::Backends(Hook::Ingress) => Program::Backends,
+            Self::Backends(Hook::Egress) => Program::Egress,
+            Self::Both => Program::Both,
+            Self::NewFlow => Program::BeginFlow,
+            Self::Query => Program::Query,
+        }
+    }
+
     /// Whether packets come here that an XDP program of the same interface may have decided on.
     #[inline(always)]
     const fn is_told(&self) -> bool {
@@ -156,15 +174,30 @@ fn run(context: &TcContext, stage: Stage) -> i32 {
         return TC_ACT_UNSPEC;
     }
     let decided = if stage.is_told() { tc::decided(context) } else { None };
+    #[cfg(feature = "trace")]
+    let (program, mut note) = (stage.program(), trace::Note::empty());
     let mut packet = TcPacket::new(context);
     let kernel = BpfKernel::new(context);
     let result = match parsed(&packet) {
-        Ok(parsed) => match decided {
-            Some(decided) => pipeline::carry_on(&mut packet, &kernel, parsed, decided).map(Step::Send),
-            None => stage.work(&mut packet, &kernel, parsed),
-        },
+        Ok(parsed) => {
+            let result = match decided {
+                Some(decided) => pipeline::carry_on(&mut packet, &kernel, parsed, decided).map(Step::Send),
+                None => stage.work(&mut packet, &kernel, parsed),
+            };
+            #[cfg(feature = "trace")]
+            note.write(&result);
+            result
+        }
         Err(reason) => Err(reason),
     };
+    let verdict = verdict(context, result);
+    #[cfg(feature = "trace")]
+    trace::tell(context, &packet, program, &note);
+    verdict
+}
+
+#[inline(always)]
+fn verdict(context: &TcContext, result: Result<Step, Reason>) -> i32 {
     match result {
         Ok(Step::Send(exit)) => tc::send(exit),
         Ok(Step::NewFlow) => tc::refuse(maps::tail_call(context, BEGIN_FLOW)),
@@ -175,11 +208,26 @@ fn run(context: &TcContext, stage: Stage) -> i32 {
 
 #[inline(always)]
 fn run_early(context: &XdpContext, stage: Stage) -> u32 {
+    #[cfg(feature = "trace")]
+    let (program, mut note) = (stage.program(), trace::Note::empty());
     let mut packet = XdpPacket::new(context);
     let result = match parsed(&packet) {
-        Ok(parsed) => stage.work(&mut packet, &BpfKernel::new(context), parsed),
+        Ok(parsed) => {
+            let result = stage.work(&mut packet, &BpfKernel::new(context), parsed);
+            #[cfg(feature = "trace")]
+            note.write(&result);
+            result
+        }
         Err(reason) => Err(reason),
     };
+    let verdict = early_verdict(context, result);
+    #[cfg(feature = "trace")]
+    trace::tell(context, &packet, program, &note);
+    verdict
+}
+
+#[inline(always)]
+fn early_verdict(context: &XdpContext, result: Result<Step, Reason>) -> u32 {
     match result {
         Ok(Step::Send(exit)) => xdp::send(context, exit),
         Ok(Step::NewFlow) => xdp::refuse(maps::xdp_tail_call(context, BEGIN_FLOW)),

@@ -20,10 +20,11 @@ use lb_common::{
 };
 
 use crate::{
+    atomic::apart,
     flow::{self, Begun, state::From},
     fragment,
     hop::{self, Hop},
-    kernel::{Kernel, RouteQuery},
+    kernel::{Kernel, RouteQuery, forget},
     lookup,
     packet::{Edit, Link, Packet, Side, TransportEdit},
     parse::{Fragment, Parsed},
@@ -64,6 +65,22 @@ pub enum Exit {
     },
     /// Not by this hook: a later one sends it, which is told what was decided here.
     Later(Decided),
+}
+
+impl Exit {
+    /// The same, its numbers in a place of their own: see [`apart`].
+    #[inline(always)]
+    fn apart(self) -> Self {
+        match self {
+            Self::Stack => Self::Stack,
+            Self::Neighbour { ifindex } => Self::Neighbour { ifindex: apart(ifindex) },
+            Self::Peer { ifindex } => Self::Peer { ifindex: apart(ifindex) },
+            Self::Link { ifindex } => Self::Link { ifindex: apart(ifindex) },
+            Self::Later(Decided { frontend, backend }) => {
+                Self::Later(Decided { frontend: FrontendId(apart(frontend.0)), backend: BackendId(apart(backend.0)) })
+            }
+        }
+    }
 }
 
 /// Where a packet goes that a later hook sends.
@@ -330,7 +347,11 @@ fn send<P: Packet, K: Kernel>(
     };
     if !leaving.can_be_sent(packet, parsed) {
         kernel.count_traffic(backend_id, &Traffic { choices, ..Traffic::default() });
-        return Ok(Exit::Later(Decided { frontend, backend: backend_id }));
+        // The number takes a copy along. Else the compiler gives it and what is not set in the other exits one place, and the
+        // verifier refuses that.
+        let scratch = kernel.scratch().ok_or(Reason::Inconsistent)?;
+        let backend = BackendId(forget(scratch, backend_id.0 as u64) as u32);
+        return Ok(Exit::Later(Decided { frontend, backend }));
     }
     let is_hop = leaving.exit != Exit::Stack;
     if is_hop && parsed.hop_limit <= 1 {
@@ -343,7 +364,7 @@ fn send<P: Packet, K: Kernel>(
     leaving.set_link(packet)?;
     packet.rewrite(&edit(parsed, Side::Destination, &backend.key, is_hop))?;
     kernel.count_traffic(backend_id, &traffic);
-    Ok(leaving.exit)
+    Ok(leaving.exit.apart())
 }
 
 /// Rewrites a reply and says how it leaves.
@@ -383,7 +404,7 @@ fn send_back<P: Packet, K: Kernel>(
     leaving.set_link(packet)?;
     packet.rewrite(&edit(parsed, Side::Source, asked, is_hop))?;
     kernel.count_traffic(backend, &traffic);
-    Ok(leaving.exit)
+    Ok(leaving.exit.apart())
 }
 
 /// Nothing that a later hook has to be told.

@@ -91,11 +91,18 @@ fn kernel_half(toolchain: &Toolchain) -> Result<Ran> {
     let rustc = &toolchain.compiler.rustc.path;
     let has_clippy = rustc.parent().is_some_and(|folder| folder.join("clippy-driver").exists());
     let folder = folders::target().join("bpf-check");
+    for with in bpf::With::ALL {
+        if has_clippy {
+            let mut command = bpf::cargo(toolchain, "clippy", with, &folder, &["-Dwarnings"]);
+            step::run(&format!("clippy, kernel half, {with}"), &mut command)?;
+        } else {
+            let mut command = bpf::cargo(toolchain, "build", with, &folder, &["-Dwarnings"]);
+            step::run(&format!("warnings, kernel half, {with}"), &mut command)?;
+        }
+    }
     if has_clippy {
-        step::run("clippy, kernel half", &mut bpf::cargo(toolchain, "clippy", &folder, &["-Dwarnings"]))?;
         return Ok(Ran::Whole);
     }
-    step::run("warnings, kernel half", &mut bpf::cargo(toolchain, "build", &folder, &["-Dwarnings"]))?;
     Ok(Ran::NotWhole(format!("{} has no clippy, and only its own warnings were looked at", rustc.display())))
 }
 

@@ -1,7 +1,7 @@
 //! A packet at the XDP hook, and how it leaves there: out of a device, or to the TC program of the same interface, which
 //! sees whatever this hook leaves alone.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
@@ -9,8 +9,10 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::{
+    backend::BackendId,
     device::{Abilities, Device},
     reason::{Action, Reason},
+    service::FrontendId,
     stats::EarlyStats,
 };
 use lb_ebpf::{
@@ -41,16 +43,20 @@ impl Context for XdpContext {
 pub(crate) fn send(context: &XdpContext, exit: Exit) -> u32 {
     match exit {
         Exit::Link { ifindex } => {
-            count(context, EarlyStats { sent: 1, left: 0 });
+            // Asked for at once, and what is left for a later hook kept at once: the compiler would keep a part of `exit`
+            // across a call also where that part is not set, which the verifier refuses.
             // SAFETY: the helper takes numbers only.
-            match unsafe { bpf_redirect(ifindex, 0) } as u32 {
+            let verdict = unsafe { bpf_redirect(ifindex, 0) };
+            count(context, EarlyStats { sent: 1, left: 0 });
+            match verdict as u32 {
                 XDP_REDIRECT => XDP_REDIRECT,
                 _ => XDP_DROP,
             }
         }
         Exit::Later(decided) => {
+            let kept = Kept::new(decided);
             count(context, EarlyStats { sent: 0, left: 1 });
-            leave_note(context, decided);
+            leave_note(context, &kept);
             XDP_PASS
         }
         // Untouched: the TC program comes to the same.
@@ -80,7 +86,8 @@ fn count(context: &XdpContext, stats: EarlyStats) {
 
 /// Where a driver has no room for a note, the TC program finds a flow again, and a query becomes another choice.
 #[inline(always)]
-fn leave_note(context: &XdpContext, decided: Decided) {
+fn leave_note(context: &XdpContext, kept: &Kept) {
+    let decided = kept.get();
     if decided.backend.0 == 0 {
         return;
     }
@@ -91,7 +98,27 @@ fn leave_note(context: &XdpContext, decided: Decided) {
     let note = context.metadata();
     if note + size_of::<Note>() <= context.data() {
         // SAFETY: the end of the note was just compared.
-        unsafe { (*(note as *mut Note)).write(decided) };
+        unsafe { (*(note as *mut Note)).write(kept.get()) };
+    }
+}
+
+/// What was decided, on the stack and out of the compiler's sight.
+struct Kept(MaybeUninit<[u32; 2]>);
+
+impl Kept {
+    #[inline(always)]
+    fn new(decided: Decided) -> Self {
+        let mut kept = MaybeUninit::<[u32; 2]>::uninit();
+        // SAFETY: the pointer is to a live value.
+        unsafe { kept.as_mut_ptr().write_volatile([decided.frontend.0, decided.backend.0]) };
+        Self(kept)
+    }
+
+    #[inline(always)]
+    fn get(&self) -> Decided {
+        // SAFETY: `new` has written it.
+        let [frontend, backend] = unsafe { self.0.as_ptr().read_volatile() };
+        Decided { frontend: FrontendId(frontend), backend: BackendId(backend) }
     }
 }
 

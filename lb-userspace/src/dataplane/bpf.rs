@@ -30,14 +30,27 @@ use super::{
     pins::{Lock, PROGRAMS, Pins, PinsError, Settings},
     sweep::{self, Miscount, Swept, Ticks},
     sys::{self, Grace, Shape},
+    trace::{self, Told},
 };
 use crate::{
     capacity::Capacity,
     plan::{change::Change, tables::Tables},
+    trace::Filter,
 };
 
 /// The programs and maps, as the build made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("EVENKEEL_BPF_OBJECT"));
+
+/// The same with the decision trace.
+static TRACING_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("EVENKEEL_TRACING_BPF_OBJECT"));
+
+/// The object that is loaded for a filter, or for none: then there is nothing of a trace in it.
+pub const fn object(trace: Option<&Filter>) -> &'static [u8] {
+    match trace {
+        Some(_) => TRACING_OBJECT,
+        None => OBJECT,
+    }
+}
 
 /// Gives the time; not attached anywhere.
 const READ_JIFFIES: &str = "read_jiffies";
@@ -51,6 +64,8 @@ pub struct Options {
     pub state: PathBuf,
     /// Sizes of the maps.
     pub capacity: Capacity,
+    /// Which packets the programs tell of; none where they are not to.
+    pub trace: Option<Filter>,
 }
 
 /// What was found when the data path was opened.
@@ -221,6 +236,11 @@ impl Bpf {
             _lock: lock,
         };
         Ok((bpf, Opening { is_adopted: adopted.is_some(), has_mounted }))
+    }
+
+    /// What the programs tell of packets from now on; to be taken once, and nothing where they were not asked to.
+    pub fn take_trace(&mut self) -> Option<Told> {
+        Told::take(&mut self.ebpf)
     }
 
     /// The maps, to look at.
@@ -508,7 +528,11 @@ fn load(
     let (pins, capacity) = (&options.pins, &options.capacity);
     let ticks = Ticks::new(settings.jiffies_per_second);
     let (flow_mask, reply_mask) = (capacity.flow_buckets - 1, capacity.reply_buckets - 1);
+    let trace = options.trace.map(|filter| trace::Constants::new(&filter, settings.jiffies_per_second));
     let mut loader = EbpfLoader::new();
+    if let Some(trace) = &trace {
+        trace.set(&mut loader);
+    }
     loader
         // Nothing in the programs depends on the layout of the kernel's own types.
         .btf(None)
@@ -528,7 +552,7 @@ fn load(
     for name in shapes.keys() {
         loader.map_pin_path(name, pins.map(name));
     }
-    let mut ebpf = loader.load(OBJECT)?;
+    let mut ebpf = loader.load(object(options.trace.as_ref()))?;
     for name in loaded_programs() {
         let loaded = match ebpf.program_mut(name) {
             Some(Loaded::SchedClassifier(classifier)) => classifier.load(),

@@ -6,7 +6,7 @@
 use std::{
     env,
     ffi::OsString,
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -57,15 +57,53 @@ pub fn find() -> Result<Toolchain> {
     Ok(Toolchain { compiler, linker })
 }
 
+/// What the kernel half is built with, besides what it needs in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum With {
+    /// Nothing: what is loaded as a rule.
+    Nothing,
+    /// The decision trace.
+    Trace,
+}
+
+impl With {
+    /// Both kinds.
+    pub const ALL: [Self; 2] = [Self::Nothing, Self::Trace];
+
+    const fn features(self) -> &'static str {
+        match self {
+            Self::Nothing => "bpf",
+            Self::Trace => "bpf,trace",
+        }
+    }
+
+    /// Each in a folder of its own, so that neither is built anew because of the other.
+    const fn folder(self) -> &'static str {
+        match self {
+            Self::Nothing => "bpf",
+            Self::Trace => "bpf-trace",
+        }
+    }
+}
+
+impl fmt::Display for With {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Nothing => "without the trace",
+            Self::Trace => "with the trace",
+        })
+    }
+}
+
 /// Builds the kernel half and returns the path of its object.
 ///
 /// # Errors
 ///
 /// When it does not compile, when the object contains a panic, which the kernel would not load, or when it handles
 /// memory byte by byte.
-pub fn build(toolchain: &Toolchain) -> Result<PathBuf> {
-    let folder = folders::target().join("bpf");
-    run(&mut cargo(toolchain, "build", &folder, &[]))?;
+pub fn build(toolchain: &Toolchain, with: With) -> Result<PathBuf> {
+    let folder = folders::target().join(with.folder());
+    run(&mut cargo(toolchain, "build", with, &folder, &[]))?;
     let object = folder.join(versions::BPF_TARGET).join("bpf").join(BINARY);
     let bytes = fs::read(&object).with_context(|| format!("{} was built but cannot be read", object.display()))?;
     gate::check(&bytes).with_context(|| format!("{}", object.display()))?;
@@ -76,12 +114,12 @@ pub fn build(toolchain: &Toolchain) -> Result<PathBuf> {
 /// Returns the command that lets the chosen toolchain do `verb` (`build`, `clippy`) to the kernel half.
 ///
 /// `flags` are added to those of the compiler, such as `-Dwarnings`.
-pub fn cargo(toolchain: &Toolchain, verb: &str, folder: &Path, flags: &[&str]) -> Command {
+pub fn cargo(toolchain: &Toolchain, verb: &str, with: With, folder: &Path, flags: &[&str]) -> Command {
     let compiler = &toolchain.compiler;
     let mut command = clean(&compiler.rustc.cargo);
     command
         .current_dir(folders::workspace())
-        .args([verb, "--package", PACKAGE, "--bin", BINARY, "--no-default-features", "--features", "bpf"])
+        .args([verb, "--package", PACKAGE, "--bin", BINARY, "--no-default-features", "--features", with.features()])
         .args(["--profile", "bpf", "--target", versions::BPF_TARGET, "--target-dir"])
         .arg(folder);
     if compiler.builds_core {
