@@ -32,7 +32,10 @@ impl Theirs {
     /// The device has one.
     pub fn attach(&self, lab: &Lab, device: &str) -> Result<()> {
         let object = self.object.display().to_string();
-        lab.balancer().run("ip", &["link", "set", "dev", device, "xdp", "object", &object, "section", "xdp"])?;
+        // In mounts of its own: `ip` mounts a bpf filesystem if need be, makes folders in it, and leaves both.
+        let put =
+            format!("mount -t bpf bpf /sys/fs/bpf && exec ip link set dev {device} xdp object {object} section xdp");
+        lab.balancer().run("unshare", &["--mount", "sh", "-c", &put])?;
         Ok(())
     }
 
