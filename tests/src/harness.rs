@@ -67,7 +67,16 @@ pub fn on_shared<S>(
 ///
 /// One at a time, because what they measure shares the machine's CPUs.
 pub fn run(trials: Vec<Trial>) -> ExitCode {
+    run_with(trials, Some(1))
+}
+
+/// The same for trials that measure no time and share nothing: on every CPU at once.
+pub fn run_side_by_side(trials: Vec<Trial>) -> ExitCode {
+    run_with(trials, None)
+}
+
+fn run_with(trials: Vec<Trial>, threads: Option<usize>) -> ExitCode {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(1);
+    arguments.test_threads = arguments.test_threads.or(threads);
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -18,7 +18,7 @@ use lb_common::{
 use lb_userspace::{dataplane::bpf::Program, plan::Plan};
 use testbed::{
     cases::{DEFAULT_WAY, Handed, LAB, MUTE, Machine, Outcome, STRANGE, host::Host, kernel, planned, table::cases},
-    harness::{Needs, run, trial},
+    harness::{Needs, run_side_by_side, trial},
     packet::{Packet, eth},
 };
 
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
     }
     trials
         .push(trial("the packets come to everything they can", Needs::Nothing, move || come_to_everything(&every_run)));
-    run(trials)
+    run_side_by_side(trials)
 }
 
 /// Our own services, and each of the case table's once, under the name of the first case that has it. Those with chance

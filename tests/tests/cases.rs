@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use testbed::{
     cases::{host::Host, kernel, table::cases},
-    harness::{Needs, run, trial},
+    harness::{Needs, run_side_by_side, trial},
 };
 
 fn main() -> ExitCode {
@@ -23,5 +23,5 @@ fn main() -> ExitCode {
             in_kernel.run(&mut kernel::Kernel::new()?)
         }));
     }
-    run(trials)
+    run_side_by_side(trials)
 }

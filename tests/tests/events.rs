@@ -85,7 +85,8 @@ fn ports_of_a_bridge(hook: &str) -> Result<()> {
         stage.balancer().sh(&format!("ip link set {port} down"))?;
         thread::sleep(AROUND);
         stage.balancer().sh(&format!("ip link set {port} up"))?;
-        stage.wait_for("the way by the port", to(&port))
+        stage.wait_for("the way by the port", to(&port))?;
+        stage.wait_for_gateways(TOUCHED)
     })?;
     watched.only_the_touched_backends_are_lost().context("down and up")?;
     watched.something_is_lost().context("down and up")?;
@@ -350,6 +351,21 @@ impl Stage {
                 return Ok(());
             }
             ensure!(Instant::now() < end, "{what}: not shown by {status:#}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until a backend knows the balancer's link-layer address again, over both families. It forgets it when its
+    /// link goes, and asks once a second: the first time before the port forwards.
+    fn wait_for_gateways(&self, backend: usize) -> Result<()> {
+        let namespace = &self.lab.backends()[backend].namespace;
+        let end = Instant::now() + Duration::from_secs(5);
+        loop {
+            let neighbours = namespace.sh("ip neigh show nud reachable")?;
+            if ["10.100.13.1 ", "fd00:100:13::1 "].iter().all(|gateway| neighbours.contains(gateway)) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "no gateway, only {neighbours:?}");
             thread::sleep(Duration::from_millis(10));
         }
     }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use lb_common::limits::LAYOUT_VERSION;
 use lb_userspace::dataplane::{attach::Point, sys};
 use serde_json::Value;
 use testbed::{
@@ -173,7 +174,8 @@ fn another_layout_is_refused() -> Result<()> {
     let refusal = Evenkeel::start_refused(&lab, &good, &[])?;
     let said = errors(&refusal.said);
     ensure!(refusal.code == Some(1) && said.len() == 1, "{refusal:?}");
-    ensure!(said[0].contains("holds map layout 99, this version reads layout 1; go back to"), "{said:?}");
+    let expected = format!("holds map layout 99, this version reads layout {LAYOUT_VERSION}; go back to");
+    ensure!(said[0].contains(&expected), "{said:?}");
     all_answered(&lab)?;
 
     settings.update(&key, &ours)?;
