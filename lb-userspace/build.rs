@@ -21,10 +21,17 @@ fn main() -> ExitCode {
 }
 
 fn build() -> anyhow::Result<()> {
-    let built = bpf::build(&bpf::find()?)?;
-    // A copy of this build's own, because another profile may build the next one over it.
-    let own = Path::new(&env::var("OUT_DIR")?).join("evenkeel.bpf.o");
-    fs::copy(built, &own)?;
-    println!("cargo::rustc-env=EVENKEEL_BPF_OBJECT={}", own.display());
+    let toolchain = bpf::find()?;
+    let folder = env::var("OUT_DIR")?;
+    for (object, variable, name) in [
+        (bpf::Object::Plain, "EVENKEEL_BPF_OBJECT", "evenkeel.bpf.o"),
+        (bpf::Object::Tracing, "EVENKEEL_TRACING_BPF_OBJECT", "evenkeel-tracing.bpf.o"),
+    ] {
+        let built = bpf::build(&toolchain, object)?;
+        // A copy of this build's own, because another profile may build the next one over it.
+        let own = Path::new(&folder).join(name);
+        fs::copy(built, &own)?;
+        println!("cargo::rustc-env={variable}={}", own.display());
+    }
     Ok(())
 }

@@ -16,3 +16,4 @@ pub mod hash;
 pub mod reason;
 pub mod stats;
 pub mod limits;
+pub mod trace;

@@ -16,9 +16,10 @@ use bpf::{
     kernel::BpfKernel,
     maps::{self, BEGIN_FLOW, QUERY, TOO_BIG},
     tc::{self, TcPacket},
+    trace::{self, Decision},
     xdp::{self, XdpPacket},
 };
-use lb_common::reason::Reason;
+use lb_common::{reason::Reason, trace::Program};
 use lb_ebpf::{
     packet::Packet,
     parse::{Parsed, parse},
@@ -113,7 +114,8 @@ fn too_big(context: TcContext) -> i32 {
         None => None,
     };
     match answered {
-        Some(exit) => tc::send(exit),
+        // The packet itself has been told of.
+        Some(exit) => tc::send(exit, &mut Decision::pending()),
         None => TC_ACT_SHOT,
     }
 }
@@ -155,6 +157,19 @@ impl Stage {
         }
     }
 
+    /// What the trace calls it.
+    #[inline(always)]
+    const fn program(&self) -> Program {
+        match self {
+            Self::Clients => Program::Clients,
+            Self::Backends(Hook::Ingress) => Program::Backends,
+            Self::Backends(Hook::Egress) => Program::Egress,
+            Self::Both => Program::Both,
+            Self::NewFlow => Program::BeginFlow,
+            Self::Query => Program::Query,
+        }
+    }
+
     /// Whether packets come here from a device, and not from another program of ours.
     #[inline(always)]
     const fn is_first(&self) -> bool {
@@ -184,43 +199,50 @@ fn run(context: &TcContext, stage: Stage) -> i32 {
         tc::restore_link(context);
     }
     let decided = if stage.is_told() { tc::decided(context) } else { None };
+    let (program, mut decision) = (stage.program(), Decision::pending());
     let mut packet = TcPacket::new(context);
     let kernel = BpfKernel::new(context);
-    let result = match parsed(&packet) {
-        Ok(parsed) => match decided {
-            Some(decided) => pipeline::carry_on(&mut packet, &kernel, parsed, decided).map(Step::Send),
-            None => stage.work(&mut packet, &kernel, parsed),
-        },
-        Err(reason) => Err(reason),
+    let parsed = match parsed(&packet) {
+        Ok(parsed) => parsed,
+        Err(reason) => return tc::refuse(reason, &mut decision),
     };
-    match result {
-        Ok(Step::Send(exit)) => tc::send(exit),
-        Ok(Step::NewFlow) => tc::refuse(maps::tail_call(context, BEGIN_FLOW)),
-        Ok(Step::Query) => tc::refuse(maps::tail_call(context, QUERY)),
-        Err(reason) => {
-            let verdict = tc::refuse(reason);
-            if reason == Reason::TooBig {
-                // Should it come back, the packet is dropped without an answer.
-                maps::tail_call(context, TOO_BIG);
-            }
-            verdict
+    let result = match decided {
+        Some(decided) => pipeline::carry_on(&mut packet, &kernel, parsed, decided).map(Step::Send),
+        None => stage.work(&mut packet, &kernel, parsed),
+    };
+    let verdict = match result {
+        Ok(Step::Send(exit)) => tc::send(exit, &mut decision),
+        Ok(Step::NewFlow) => tc::refuse(maps::tail_call(context, BEGIN_FLOW), &mut decision),
+        Ok(Step::Query) => tc::refuse(maps::tail_call(context, QUERY), &mut decision),
+        Err(Reason::TooBig) => {
+            let verdict = tc::refuse(Reason::TooBig, &mut decision);
+            trace::tell(context, &packet, program, &decision);
+            // Should it come back, the packet is dropped without an answer.
+            maps::tail_call(context, TOO_BIG);
+            return verdict;
         }
-    }
+        Err(reason) => tc::refuse(reason, &mut decision),
+    };
+    trace::tell(context, &packet, program, &decision);
+    verdict
 }
 
 #[inline(always)]
 fn run_early(context: &XdpContext, stage: Stage) -> u32 {
+    let (program, mut decision) = (stage.program(), Decision::pending());
     let mut packet = XdpPacket::new(context);
-    let result = match parsed(&packet) {
-        Ok(parsed) => stage.work(&mut packet, &BpfKernel::new(context), parsed),
-        Err(reason) => Err(reason),
+    let parsed = match parsed(&packet) {
+        Ok(parsed) => parsed,
+        Err(reason) => return xdp::refuse(reason, &mut decision),
     };
-    match result {
-        Ok(Step::Send(exit)) => xdp::send(context, exit),
-        Ok(Step::NewFlow) => xdp::refuse(maps::xdp_tail_call(context, BEGIN_FLOW)),
-        Ok(Step::Query) => xdp::refuse(maps::xdp_tail_call(context, QUERY)),
-        Err(reason) => xdp::refuse(reason),
-    }
+    let verdict = match stage.work(&mut packet, &BpfKernel::new(context), parsed) {
+        Ok(Step::Send(exit)) => xdp::send(context, exit, &mut decision),
+        Ok(Step::NewFlow) => xdp::refuse(maps::xdp_tail_call(context, BEGIN_FLOW), &mut decision),
+        Ok(Step::Query) => xdp::refuse(maps::xdp_tail_call(context, QUERY), &mut decision),
+        Err(reason) => xdp::refuse(reason, &mut decision),
+    };
+    trace::tell(context, &packet, program, &decision);
+    verdict
 }
 
 #[inline(always)]

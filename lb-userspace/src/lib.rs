@@ -16,3 +16,4 @@ pub mod network;
 pub mod settings;
 pub mod capacity;
 pub mod state;
+pub mod trace;

@@ -487,7 +487,7 @@ fn a_missing_bpf_filesystem_is_mounted() -> Result<()> {
 fn a_folder_on_another_filesystem_is_refused() -> Result<()> {
     let folder = TempDir::new()?;
     let pins = Pins::new(folder.path().join("pins"));
-    let options = Options { pins, state: folder.path().to_owned(), capacity: Capacity::default() };
+    let options = Options { pins, state: folder.path().to_owned(), capacity: Capacity::default(), trace: None };
     let error = Bpf::open_or_create(&options).err().context("is refused")?;
     let path = folder.path().join("pins");
     let expected = format!(
@@ -1147,7 +1147,7 @@ impl Drop for Ground {
 
 fn options(root: &Path) -> Options {
     let path: PathBuf = root.join("bpf/evenkeel");
-    Options { pins: Pins::new(path), state: root.join("state"), capacity: Capacity::default() }
+    Options { pins: Pins::new(path), state: root.join("state"), capacity: Capacity::default(), trace: None }
 }
 
 /// A pair of interfaces, of which one is hooked and the other sends to it.

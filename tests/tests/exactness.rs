@@ -879,7 +879,8 @@ impl Datagram {
 /// An empty data path in the lab, whose balancer the caller is in.
 fn data_path(lab: &Lab, limits: &Limits) -> Result<(Bpf, Capacity)> {
     let capacity = Capacity::from(limits);
-    let (bpf, opening) = Bpf::open_or_create(&Options { pins: pins(lab)?, state: lab.directory("state")?, capacity })?;
+    let (bpf, opening) =
+        Bpf::open_or_create(&Options { pins: pins(lab)?, state: lab.directory("state")?, capacity, trace: None })?;
     ensure!(!opening.is_adopted, "something was there");
     Ok((bpf, capacity))
 }

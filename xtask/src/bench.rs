@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     ensure!(machine::sudo().is_some(), NEEDS_ROOT);
     setup::ready(&[Need::Bpf, Need::Lab])?;
     let evenkeel = build::evenkeel(true)?;
-    let object = bpf::build_bench(&bpf::find()?)?;
+    let object = bpf::build(&bpf::find()?, bpf::Object::Bench)?;
     let status = setup::cargo().args(["build", "--release", "--package", "testbed", "--bin", "bench"]).status();
     let status = status.context("cargo cannot be run")?;
     ensure!(status.success(), "the bench does not build: cargo ended with {status}");

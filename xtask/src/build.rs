@@ -20,7 +20,8 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ready(&[Need::Bpf])?;
-    let built = if arguments.bpf { bpf::build(&bpf::find()?)? } else { evenkeel(arguments.release)? };
+    let built =
+        if arguments.bpf { bpf::build(&bpf::find()?, bpf::Object::Plain)? } else { evenkeel(arguments.release)? };
     println!("{}", built.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -101,8 +101,8 @@ fn kernel_half(toolchain: &Toolchain) -> Result<Ran> {
     let has_clippy = rustc.parent().is_some_and(|folder| folder.join("clippy-driver").exists());
     let folder = folders::target().join("bpf-check");
     let (verb, what) = if has_clippy { ("clippy", "clippy") } else { ("build", "warnings") };
-    for (binary, of) in [(bpf::BINARY, "kernel half"), (bpf::BENCH_BINARY, "the bench's programs")] {
-        step::run(&format!("{what}, {of}"), &mut bpf::cargo(toolchain, verb, binary, &folder, &["-Dwarnings"]))?;
+    for object in bpf::Object::ALL {
+        step::run(&format!("{what}, {object}"), &mut bpf::cargo(toolchain, verb, object, &folder, &["-Dwarnings"]))?;
     }
     if has_clippy {
         return Ok(Ran::Whole);

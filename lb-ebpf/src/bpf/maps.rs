@@ -169,7 +169,7 @@ pub(crate) fn secret_word(index: usize) -> u64 {
 }
 
 #[inline(always)]
-fn constant(value: &'static u32) -> u32 {
+pub(crate) fn constant(value: &'static u32) -> u32 {
     // SAFETY: a reference to a static is valid; volatile hides the value from the compiler.
     unsafe { (&raw const *value).read_volatile() }
 }
@@ -195,6 +195,15 @@ pub(crate) fn remember(parsed: Parsed) -> Option<&'static Parsed> {
         asm!("");
         Some((*scratch).parsed.assume_init_ref())
     }
+}
+
+/// What [`remember`] keeps; only for a packet for which it was called.
+#[cfg(feature = "trace")]
+#[inline(always)]
+pub(crate) fn remembered() -> Option<&'static Parsed> {
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: the pointer is to this CPU's value of a live map, and the caller's packet was remembered in it.
+    Some(unsafe { (*scratch).parsed.assume_init_ref() })
 }
 
 /// A word of this CPU's own.

@@ -6,6 +6,8 @@ pub(crate) mod kernel;
 pub(crate) mod maps;
 pub(crate) mod note;
 pub(crate) mod tc;
+#[cfg_attr(not(feature = "trace"), path = "no_trace.rs")]
+pub(crate) mod trace;
 pub(crate) mod xdp;
 
 /// What a program is run with, at whichever hook.

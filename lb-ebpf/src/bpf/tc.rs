@@ -20,6 +20,7 @@ use lb_common::{
     addr::{Addr, Family, Protocol},
     device::Abilities,
     reason::{Action, Reason},
+    trace::Outcome,
 };
 use lb_ebpf::{
     packet::{Answerable, Edit, Link, Packet, Side, TransportEdit},
@@ -31,7 +32,7 @@ use lb_ebpf::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{Context, maps, note::Note};
+use super::{Context, maps, note::Note, trace::Decision};
 
 /// Bytes that are made directly readable when the packet has them: Ethernet, IPv6, a few extension headers, TCP.
 const HEADERS: u32 = 128;
@@ -57,23 +58,36 @@ impl Context for TcContext {
 
 /// The verdict by which a packet leaves.
 #[inline(always)]
-pub(crate) fn send(exit: Exit) -> i32 {
+pub(crate) fn send(exit: Exit, decision: &mut Decision) -> i32 {
     let verdict = match exit {
         // Nothing is left to a later hook from here, but that one would get it.
-        Exit::Stack | Exit::Later(_) => return TC_ACT_UNSPEC,
-        // SAFETY: a null parameter block of length zero lets the kernel look up route and neighbour itself.
-        Exit::Neighbour { ifindex } => unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) },
-        // SAFETY: the helper takes numbers only.
-        Exit::Peer { ifindex } => unsafe { bpf_redirect_peer(ifindex, 0) },
-        // SAFETY: the helper takes numbers only.
-        Exit::Link { ifindex } => unsafe { bpf_redirect(ifindex, 0) },
+        Exit::Stack | Exit::Later(_) => {
+            decision.is(Outcome::Stack, 0);
+            return TC_ACT_UNSPEC;
+        }
+        Exit::Neighbour { ifindex } => {
+            decision.is(Outcome::Neighbour, ifindex);
+            // SAFETY: a null parameter block of length zero lets the kernel look up route and neighbour itself.
+            unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) }
+        }
+        Exit::Peer { ifindex } => {
+            decision.is(Outcome::Peer, ifindex);
+            // SAFETY: the helper takes numbers only.
+            unsafe { bpf_redirect_peer(ifindex, 0) }
+        }
+        Exit::Link { ifindex } => {
+            decision.is(Outcome::Link, ifindex);
+            // SAFETY: the helper takes numbers only.
+            unsafe { bpf_redirect(ifindex, 0) }
+        }
     };
     if verdict < 0 { TC_ACT_SHOT } else { verdict as i32 }
 }
 
 /// The verdict on a packet that is not balanced.
 #[inline(always)]
-pub(crate) fn refuse(reason: Reason) -> i32 {
+pub(crate) fn refuse(reason: Reason, decision: &mut Decision) -> i32 {
+    decision.is_refusal(reason);
     maps::count(reason);
     match reason.action() {
         // "Unspecified" lets whatever program comes next on this hook have the packet.

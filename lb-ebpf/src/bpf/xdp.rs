@@ -12,6 +12,7 @@ use lb_common::{
     device::{Abilities, Device},
     reason::{Action, Reason},
     stats::EarlyStats,
+    trace::Outcome,
 };
 use lb_ebpf::{
     packet::{Edit, Link, Packet},
@@ -21,7 +22,7 @@ use lb_ebpf::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{Context, maps, note::Note};
+use super::{Context, maps, note::Note, trace::Decision};
 
 impl Context for XdpContext {
     #[inline(always)]
@@ -38,9 +39,10 @@ impl Context for XdpContext {
 
 /// The verdict by which a packet leaves.
 #[inline(always)]
-pub(crate) fn send(context: &XdpContext, exit: Exit) -> u32 {
+pub(crate) fn send(context: &XdpContext, exit: Exit, decision: &mut Decision) -> u32 {
     match exit {
         Exit::Link { ifindex } => {
+            decision.is(Outcome::Link, ifindex);
             count(context, EarlyStats { sent: 1, left: 0 });
             // SAFETY: the helper takes numbers only.
             match unsafe { bpf_redirect(ifindex, 0) } as u32 {
@@ -49,12 +51,14 @@ pub(crate) fn send(context: &XdpContext, exit: Exit) -> u32 {
             }
         }
         Exit::Later(decided) => {
+            decision.is(Outcome::Later, decided.0);
             count(context, EarlyStats { sent: 0, left: 1 });
             leave_note(context, decided);
             XDP_PASS
         }
         // Untouched: the TC program comes to the same.
         Exit::Stack | Exit::Neighbour { .. } | Exit::Peer { .. } => {
+            decision.is(Outcome::Later, Decided::NOTHING.0);
             count(context, EarlyStats { sent: 0, left: 1 });
             XDP_PASS
         }
@@ -63,7 +67,8 @@ pub(crate) fn send(context: &XdpContext, exit: Exit) -> u32 {
 
 /// The verdict on a packet that is not balanced here. What passes is counted by the TC program, which sees it next.
 #[inline(always)]
-pub(crate) fn refuse(reason: Reason) -> u32 {
+pub(crate) fn refuse(reason: Reason, decision: &mut Decision) -> u32 {
+    decision.is_refusal(reason);
     match reason.action() {
         Action::Pass => XDP_PASS,
         Action::Drop => {

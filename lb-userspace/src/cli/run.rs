@@ -4,6 +4,7 @@ use std::{io, path::PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use lb_common::trace::TARGET;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{
     filter::{ParseError, Targets},
@@ -15,6 +16,7 @@ use super::Folders;
 use crate::{
     reconcile::{self, Options, RunError},
     settings::{HookSetting, WaySetting},
+    trace::Filter,
 };
 
 /// Balances what a configuration file says, until it is stopped; the data path goes on then.
@@ -29,6 +31,9 @@ pub(crate) struct Run {
     /// The hook, instead of the file's: auto, xdp, xdp-generic or tc
     #[arg(long, value_parser = hook)]
     hook: Option<HookSetting>,
+    /// Logs for each packet that fits where it went and why: any, tcp, udp 10.9.0.1, 10.9.0.1:5353, port 53
+    #[arg(long, value_name = "FILTER")]
+    trace: Option<Filter>,
     #[command(flatten)]
     folders: Folders,
 }
@@ -36,9 +41,9 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) fn run(self) -> Result<()> {
         log_to_stderr()?;
-        let Self { config, way, hook, folders: Folders { pins, state } } = self;
+        let Self { config, way, hook, trace, folders: Folders { pins, state } } = self;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(reconcile::run(&Options { config, pins, state, way, hook }))?;
+        runtime.block_on(reconcile::run(&Options { config, pins, state, way, hook, trace }))?;
         Ok(())
     }
 }
@@ -57,7 +62,8 @@ fn hook(name: &str) -> Result<HookSetting, String> {
 const LOG: &str = "EVENKEEL_LOG";
 
 fn log_to_stderr() -> Result<()> {
-    let filter = filter(std::env::var(LOG).ok().as_deref())?;
+    // Whoever asks for a trace wants to see it, however little else is logged.
+    let filter = filter(std::env::var(LOG).ok().as_deref())?.with_target(TARGET, LevelFilter::INFO);
     let is_terminal = io::IsTerminal::is_terminal(&io::stderr());
     let format = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false).with_ansi(is_terminal);
     tracing_subscriber::registry().with(format).with(filter).init();

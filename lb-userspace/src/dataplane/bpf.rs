@@ -31,14 +31,27 @@ use super::{
     pins::{Lock, PROGRAMS, Pins, PinsError, Settings},
     sweep::{self, Miscount, Swept, Ticks},
     sys::{self, Grace, Shape},
+    trace::{self, Told},
 };
 use crate::{
     capacity::Capacity,
     plan::{change::Change, tables::Tables},
+    trace::Filter,
 };
 
 /// The programs and maps, as the build made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("EVENKEEL_BPF_OBJECT"));
+
+/// The same with the decision trace.
+static TRACING_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("EVENKEEL_TRACING_BPF_OBJECT"));
+
+/// The object that is loaded for a filter, or for none: then there is nothing of a trace in it.
+pub const fn object(trace: Option<&Filter>) -> &'static [u8] {
+    match trace {
+        Some(_) => TRACING_OBJECT,
+        None => OBJECT,
+    }
+}
 
 /// Gives the time; not attached anywhere.
 const READ_JIFFIES: &str = "read_jiffies";
@@ -52,6 +65,8 @@ pub struct Options {
     pub state: PathBuf,
     /// Sizes of the maps.
     pub capacity: Capacity,
+    /// Which packets the programs tell of; none where they are not to.
+    pub trace: Option<Filter>,
 }
 
 /// What was found when the data path was opened.
@@ -218,7 +233,7 @@ impl Bpf {
             None => Settings::draw().map_err(|source| OpenError::Io { what: "a random secret", source })?,
         };
         let generation = pins.generations()?.last().map_or(1, |last| last + 1);
-        let loading = Loading { options: options.clone(), shapes, settings, generation };
+        let loading = Loading { options: options.clone(), shapes, settings, generation, told: Told::default() };
         let loaded = loading.load(OF_TC).and_then(|ebpf| {
             if adopted.is_none() {
                 pins.write_settings(&loading.settings)?;
@@ -244,6 +259,11 @@ impl Bpf {
             lock,
         };
         Ok((bpf, Opening { is_adopted: adopted.is_some(), has_mounted }))
+    }
+
+    /// What the programs tell of packets, where they were asked to.
+    pub fn trace(&self) -> Option<Told> {
+        self.loading.options.trace.map(|_| self.loading.told.clone())
     }
 
     /// The maps, to look at.
@@ -562,15 +582,20 @@ struct Loading {
     shapes: BTreeMap<String, Shape>,
     settings: Settings,
     generation: u64,
+    told: Told,
 }
 
 impl Loading {
     /// Loads the programs of a family. Maps that are pinned are used, others made and pinned.
     fn load(&self, family: Family) -> Result<Ebpf, OpenError> {
-        let Options { pins, capacity, .. } = &self.options;
+        let Options { pins, capacity, trace, .. } = &self.options;
         let ticks = Ticks::new(self.settings.jiffies_per_second);
         let (flow_mask, reply_mask) = (capacity.flow_buckets - 1, capacity.reply_buckets - 1);
+        let traced = trace.map(|filter| trace::Constants::new(&filter, self.settings.jiffies_per_second));
         let mut loader = EbpfLoader::new();
+        if let Some(traced) = &traced {
+            traced.set(&mut loader);
+        }
         loader
             // Nothing in the programs depends on the layout of the kernel's own types.
             .btf(None)
@@ -591,7 +616,7 @@ impl Loading {
         for name in self.shapes.keys() {
             loader.map_pin_path(name, pins.map(name));
         }
-        let mut ebpf = loader.load(OBJECT)?;
+        let mut ebpf = loader.load(object(trace.as_ref()))?;
         for name in family.names() {
             let loaded = match ebpf.program_mut(name) {
                 Some(Loaded::SchedClassifier(classifier)) => classifier.load(),
@@ -606,6 +631,9 @@ impl Loading {
             let program = ebpf.program(name).expect("was loaded above");
             let fd = program.fd().map_err(|source| OpenError::Program { name, source })?;
             programs.set(index, fd, 0)?;
+        }
+        if trace.is_some() {
+            self.told.listen_to(&mut ebpf);
         }
         Ok(ebpf)
     }

@@ -27,6 +27,7 @@ pub mod sweep;
 #[expect(unsafe_code, reason = "system calls that no crate of ours has")]
 pub mod sys;
 mod tc;
+pub mod trace;
 
 /// A data path that can be programmed.
 pub trait Dataplane {

@@ -30,6 +30,7 @@ use crate::{
     settings::{HookSetting, WaySetting},
     source::file::{self, FileError, Loaded},
     state::{Moment, State, StateError},
+    trace::{self, Filter},
 };
 use events::{Event, Events};
 use world::{World, remaining};
@@ -51,6 +52,8 @@ pub struct Options {
     pub way: Option<WaySetting>,
     /// Instead of the file's.
     pub hook: Option<HookSetting>,
+    /// Which packets to tell of.
+    pub trace: Option<Filter>,
 }
 
 /// Why the controller ended, or did not begin.
@@ -95,6 +98,7 @@ pub async fn run(options: &Options) -> Result<(), RunError> {
     let mut events = Events::open(&options.config)?;
     let loaded = load(options, &network.view(&BTreeSet::new())?)?;
     let (mut world, mut view) = start(options, loaded, &network, &mut changes).await?;
+    let names = trace::follow(world.dataplane.trace(), world.names(&view));
     let mut asker = Asker::default();
     // What the network looked like when the file was refused.
     let mut refused: Option<View> = None;
@@ -164,6 +168,7 @@ pub async fn run(options: &Options) -> Result<(), RunError> {
             world.notice(&view);
         }
         world.follow(&view);
+        names.become_(|| world.names(&view));
         if event == Event::Sweep {
             world.look_after_hooks(&view);
         }
@@ -200,7 +205,8 @@ async fn start(
     let known = State::read(&options.state)?.unwrap_or_default();
     let capacity = Capacity::from(&loaded.settings.limits);
     let pins = Pins::new(&options.pins);
-    let (bpf, opening) = Bpf::open_or_create(&BpfOptions { pins, state: options.state.clone(), capacity })?;
+    let (bpf, opening) =
+        Bpf::open_or_create(&BpfOptions { pins, state: options.state.clone(), capacity, trace: options.trace })?;
     if opening.has_mounted {
         info!("mounted a bpf filesystem on /sys/fs/bpf");
     }

@@ -39,6 +39,7 @@ use crate::{
     settings::{Limit, Settings},
     source::file::{Loaded, Places},
     state::{HookState, LastChange, LastRefusal, LastSweep, Moment, ServiceState, State, WayState},
+    trace::Names,
 };
 
 #[cfg(test)]
@@ -127,6 +128,20 @@ impl<D: Dataplane> World<D> {
             state_folder,
             written: None,
         })
+    }
+
+    /// What the trace calls things by.
+    pub(super) fn names(&self, view: &View) -> Names {
+        let services: BTreeMap<ServiceId, &str> =
+            self.services.iter().map(|(key, id)| (*id, key.name.as_str())).collect();
+        let service = |id| services.get(&id).map(|name| (*name).to_owned());
+        Names {
+            interfaces: view.links.iter().map(|(ifindex, link)| (*ifindex, link.name.clone())).collect(),
+            services: (self.tables.frontends.iter())
+                .filter_map(|(key, frontend)| Some((*key, service(frontend.service)?)))
+                .collect(),
+            backends: self.tables.backends.iter().map(|(id, backend)| (*id, backend.key)).collect(),
+        }
     }
 
     /// The addresses of these backends and of those in the maps, removed ones included.

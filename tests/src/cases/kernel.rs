@@ -144,7 +144,7 @@ impl Kernel {
         let folder = tempfile::tempdir()?;
         let name = folder.path().file_name().context("a temporary folder has a name")?.to_owned();
         let pins = Pins::new(Path::new(PINS).join(name.to_string_lossy().trim_start_matches('.')));
-        let options = Options { pins, state: folder.path().to_owned(), capacity };
+        let options = Options { pins, state: folder.path().to_owned(), capacity, trace: None };
         let (mut bpf, _) = Bpf::open_or_create(&options)?;
         bpf.follow_network(&devices());
         Ok(Self { bpf, plan: Plan::default(), counted: None, hops_since: Instant::now(), _folder: folder })

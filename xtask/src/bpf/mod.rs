@@ -6,7 +6,7 @@
 use std::{
     env,
     ffi::OsString,
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -37,11 +37,58 @@ pub const COMPILER_VARIABLE: &str = "EVENKEEL_BPF_RUSTC";
 /// The package that holds the kernel half.
 const PACKAGE: &str = "lb-ebpf";
 
-/// Its binary.
-pub const BINARY: &str = "evenkeel-ebpf";
+/// An object of the kernel half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// What is loaded as a rule.
+    Plain,
+    /// The same with the decision trace.
+    Tracing,
+    /// The programs that `cargo xtask bench` measures with.
+    Bench,
+}
 
-/// The programs that `cargo xtask bench` measures with.
-pub const BENCH_BINARY: &str = "evenkeel-bench-ebpf";
+impl Object {
+    /// All there are.
+    pub const ALL: [Self; 3] = [Self::Plain, Self::Tracing, Self::Bench];
+
+    /// Where it is, once it is built.
+    pub fn path(self) -> PathBuf {
+        self.folder().join(versions::BPF_TARGET).join("bpf").join(self.binary())
+    }
+
+    /// That with the trace in a folder of its own, so that it and the plain one are not built anew because of each other.
+    fn folder(self) -> PathBuf {
+        folders::target().join(match self {
+            Self::Plain | Self::Bench => "bpf",
+            Self::Tracing => "bpf-tracing",
+        })
+    }
+
+    const fn binary(self) -> &'static str {
+        match self {
+            Self::Plain | Self::Tracing => "evenkeel-ebpf",
+            Self::Bench => "evenkeel-bench-ebpf",
+        }
+    }
+
+    const fn features(self) -> &'static str {
+        match self {
+            Self::Plain | Self::Bench => "bpf",
+            Self::Tracing => "bpf,trace",
+        }
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Plain => "kernel half",
+            Self::Tracing => "kernel half with the trace",
+            Self::Bench => "the bench's programs",
+        })
+    }
+}
 
 /// What a change of makes another object.
 pub const SOURCES: &[&str] =
@@ -60,52 +107,31 @@ pub fn find() -> Result<Toolchain> {
     Ok(Toolchain { compiler, linker })
 }
 
-/// Builds the kernel half and returns the path of its object.
+/// Builds an object of the kernel half and returns its path.
 ///
 /// # Errors
 ///
 /// When it does not compile, when the object contains a panic, which the kernel would not load, or when it handles
 /// memory byte by byte.
-pub fn build(toolchain: &Toolchain) -> Result<PathBuf> {
-    build_binary(toolchain, BINARY)
-}
-
-/// Builds what the bench measures with, beside the kernel half, and returns the path of that object.
-///
-/// # Errors
-///
-/// As [`build`].
-pub fn build_bench(toolchain: &Toolchain) -> Result<PathBuf> {
-    build_binary(toolchain, BENCH_BINARY)
-}
-
-fn build_binary(toolchain: &Toolchain, binary: &str) -> Result<PathBuf> {
-    run(&mut cargo(toolchain, "build", binary, &folder(), &[]))?;
-    let object = object(binary);
+pub fn build(toolchain: &Toolchain, object: Object) -> Result<PathBuf> {
+    run(&mut cargo(toolchain, "build", object, &object.folder(), &[]))?;
+    let object = object.path();
     let bytes = fs::read(&object).with_context(|| format!("{} was built but cannot be read", object.display()))?;
     gate::check(&bytes).with_context(|| format!("{}", object.display()))?;
     gate::check_speed(&bytes).with_context(|| format!("{}", object.display()))?;
     Ok(object)
 }
 
-/// Returns where the object of one of the binaries is, once it is built.
-pub fn object(binary: &str) -> PathBuf {
-    folder().join(versions::BPF_TARGET).join("bpf").join(binary)
-}
-
-fn folder() -> PathBuf {
-    folders::target().join("bpf")
-}
-
-/// Returns the command that lets the chosen toolchain do `verb` (`build`, `clippy`) to one of the kernel half's binaries.
+/// Returns the command that lets the chosen toolchain do `verb` (`build`, `clippy`) to an object of the kernel half.
 ///
 /// `flags` are added to those of the compiler, such as `-Dwarnings`.
-pub fn cargo(toolchain: &Toolchain, verb: &str, binary: &str, folder: &Path, flags: &[&str]) -> Command {
+pub fn cargo(toolchain: &Toolchain, verb: &str, object: Object, folder: &Path, flags: &[&str]) -> Command {
     let compiler = &toolchain.compiler;
     let mut command = clean(&compiler.rustc.cargo);
     command
         .current_dir(folders::workspace())
-        .args([verb, "--package", PACKAGE, "--bin", binary, "--no-default-features", "--features", "bpf"])
+        .args([verb, "--package", PACKAGE, "--bin", object.binary()])
+        .args(["--no-default-features", "--features", object.features()])
         .args(["--profile", "bpf", "--target", versions::BPF_TARGET, "--target-dir"])
         .arg(folder);
     if compiler.builds_core {

@@ -77,7 +77,7 @@ fn prepare(rings: &[Ring], has_root: bool) -> Result<()> {
     if has_root && rings.iter().any(|ring| ring.needs_root) {
         setup::ready(&[Need::Lab])?;
         build::evenkeel(false)?;
-        bpf::build_bench(&bpf::find()?)?;
+        bpf::build(&bpf::find()?, bpf::Object::Bench)?;
     }
     Ok(())
 }
@@ -113,7 +113,7 @@ fn run_ring(ring: &Ring, filter: Option<&str>, sudo: Option<&[&str]>, not_passed
         }
         cargo.args(filter.map(|filter| ["--", filter]).into_iter().flatten());
         cargo.env("EVENKEEL_BIN", folders::target().join("debug/evenkeel"));
-        cargo.env(bench::OBJECT_VARIABLE, bpf::object(bpf::BENCH_BINARY));
+        cargo.env(bench::OBJECT_VARIABLE, bpf::Object::Bench.path());
         let status = for_each_line(&mut cargo, |line| {
             println!("{line}");
             if let Some(result) = results::result(line) {
