@@ -325,8 +325,11 @@ impl Evenkeel {
                         return Ok(lines);
                     }
                 }
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-                Err(error) => return Err(error).context("notices"),
+                Err(error) => {
+                    let is_to_go_on =
+                        matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted);
+                    ensure!(is_to_go_on, "notices: {error}");
+                }
             }
             if !running.is_running()? {
                 let status = running.wait(PATIENCE)?;

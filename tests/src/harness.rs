@@ -65,12 +65,12 @@ pub fn on_shared<S>(
 
 /// Runs the trials that the command line asks for, one at a time unless it says `--test-threads`.
 ///
-/// One at a time, because what they measure shares the machine's CPUs.
+/// One at a time, because they share something or would be late under another's load.
 pub fn run(trials: Vec<Trial>) -> ExitCode {
     run_with(trials, Some(1))
 }
 
-/// The same for trials that measure no time and share nothing: on every CPU at once.
+/// The same for trials that share nothing and mind no other's load: on every CPU at once.
 pub fn run_side_by_side(trials: Vec<Trial>) -> ExitCode {
     run_with(trials, None)
 }

@@ -17,7 +17,7 @@ use testbed::{
     bind::Bind,
     curl::Download,
     evenkeel::Evenkeel,
-    harness::{on_root, run},
+    harness::{on_root, run_side_by_side},
     lab::{FRONTENDS, Lab, Layout, Reach},
     namespace::Namespace,
     nginx::{LARGE, Nginx, large},
@@ -26,7 +26,7 @@ use testbed::{
 };
 
 fn main() -> ExitCode {
-    run(vec![
+    run_side_by_side(vec![
         on_root("a container behind a bridge restarts under load and is found at its new port", || {
             restarts_under_load(Layout::default(), "redirect-peer")
         }),

@@ -25,12 +25,12 @@ use testbed::{
     ask::{Ask, Ports},
     bind::Bind,
     evenkeel::{Evenkeel, find_program},
-    harness::{on_root, run},
+    harness::{on_root, run_side_by_side},
     lab::{FRONTENDS, Lab, Layout, Reach},
 };
 
 fn main() -> ExitCode {
-    run(vec![
+    run_side_by_side(vec![
         on_root("the way to a backend is seen in the network", the_way_is_seen),
         on_root("what a device says of XDP is seen, and heard when it changes", xdp_features_are_seen_and_heard),
         on_root("every way answers over both families and says why", every_way_answers),

@@ -38,7 +38,7 @@ const EQUAL: [u64; BACKENDS] = [1; BACKENDS];
 fn main() -> ExitCode {
     let mut trials = by_default();
     trials.extend(FURTHER.into_iter().flat_map(by));
-    harness::run(trials)
+    harness::run_side_by_side(trials)
 }
 
 /// Whatever XDP sends it sends in one way.

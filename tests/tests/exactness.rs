@@ -51,14 +51,14 @@ use testbed::{
     cases::planned,
     crowd, datagram,
     evenkeel::Evenkeel,
-    harness::{on_root, run},
+    harness::{on_root, run_side_by_side},
     lab::{CLIENT_SIDE, FRONTENDS, Host, Lab, Layout, Reach},
     packet::eth,
     responder::Responder,
 };
 
 fn main() -> ExitCode {
-    run(vec![
+    run_side_by_side(vec![
         on_root("a hundred thousand changes show no choice outside the old and the new set", changes_are_atomic),
         on_root("a reply costs the same for sixty frontends as for one", sixty_frontends_cost_the_same),
         on_root("one client at two frontends is told apart a hundred thousand times", two_frontends_are_told_apart),

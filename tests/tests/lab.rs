@@ -16,7 +16,7 @@ use testbed::{
     curl, dig,
     dnsperf::Dnsperf,
     engine::Engine,
-    harness::{on_root, run},
+    harness::{on_root, run_side_by_side},
     lab::{FRONTENDS, Lab, Layout, Offloads, Reach},
     nginx::{Nginx, large},
     process,
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
             thread::park();
         }
     }
-    run(vec![
+    run_side_by_side(vec![
         on_root("every layout reaches its backends over both families", every_layout_reaches_its_backends),
         on_root("a lab leaves nothing", a_lab_leaves_nothing),
         on_root("an interrupted process leaves nothing of its lab", an_interrupted_process_leaves_nothing),

@@ -19,7 +19,7 @@ use testbed::{
     datagram::{exchange, query, send_with_hops},
     engine::Engine,
     evenkeel::{ByXdp, Evenkeel},
-    harness::{Needs, on_root, run, trial},
+    harness::{Needs, on_root, run_side_by_side, trial},
     lab::{FRONTENDS, Host, Lab, Layout, Offloads},
     losses::{Handed, handed, losses},
     namespace::Namespace,
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         trials.push(trial(&name, Needs::Root, move || among_an_engines_rules(place)));
     }
     trials.push(on_root("what the kernel does not send for xdp is heard and counted", what_is_not_sent_is_counted));
-    run(trials)
+    run_side_by_side(trials)
 }
 
 /// Frontends of one family each.

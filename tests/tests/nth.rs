@@ -93,7 +93,7 @@ fn main() -> ExitCode {
     add("the queries of one socket go where new flows would", Stage::queries_go_where_flows_would);
     add("after a million choices new flows still go where the rules send them", Stage::late_flows_go_on);
     add("an unmatched flow is judged again with each packet", Stage::unmatched_flows_are_judged_again);
-    harness::run(trials)
+    harness::run_side_by_side(trials)
 }
 
 /// The lab that all trials use one after the other; it goes with the last of them.

@@ -14,7 +14,7 @@ use testbed::{
     crowd::{self, Crowd},
     curl::Download,
     evenkeel::Evenkeel,
-    harness::{Needs, run, trial},
+    harness::{Needs, run_side_by_side, trial},
     lab::Lab,
     nginx::{self, Nginx},
     process::wait_until,
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     let all = trial("fifty reloads under load lose nothing and leave removed backends alone", Needs::Root, || {
         reloads_under_load(Trip::DEFAULT, 50, 30)
     });
-    run([all].into_iter().chain(further).collect())
+    run_side_by_side([all].into_iter().chain(further).collect())
 }
 
 /// Each change is left in force for as long as this at least, so that clients meet it.

@@ -15,12 +15,12 @@ use testbed::{
     dig,
     engine::Engine,
     evenkeel::Evenkeel,
-    harness::{on_root, run},
+    harness::{on_root, run_side_by_side},
     lab::{FRONTENDS, Lab, Layout, Reach},
 };
 
 fn main() -> ExitCode {
-    run(vec![
+    run_side_by_side(vec![
         on_root("queries are spread evenly in every layout beside an engine's rules", every_layout_is_even),
         on_root("an address that is only routed to the balancer is answered from in every layout", routed_is_answered),
         on_root("a reload takes a backend away and brings it back", a_reload_takes_effect),

@@ -13,7 +13,7 @@ use lb_userspace::{
 use testbed::{
     ask::{allowed_cpus, pin},
     cases::{DEFAULT_WAY, Machine, Outcome, kernel, planned},
-    harness::{Needs, run, trial},
+    harness::{Needs, run_side_by_side, trial},
     packet::{Packet, eth},
 };
 
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         eprintln!("table: {error:#}");
         return ExitCode::FAILURE;
     }
-    run(vec![
+    run_side_by_side(vec![
         trial("two cpus that begin the same million flows draw a ticket for each, once", Needs::Root, same_flows),
         trial("ten thousand live connections survive a flood of 1.6 million", Needs::Root, flood),
     ])

@@ -15,13 +15,13 @@ use anyhow::{Context as _, Result, ensure};
 use testbed::{
     curl,
     evenkeel::Evenkeel,
-    harness::{on_root, run},
+    harness::{on_root, run_side_by_side},
     lab::{FRONTENDS, Host, Lab, Layout, Offloads, Reach},
     nginx::{Nginx, large},
 };
 
 fn main() -> ExitCode {
-    run(vec![
+    run_side_by_side(vec![
         on_root("backends behind a bridge learn what fits on the way to a client", || {
             by_each_way(Reach::Bridge, &["redirect-peer", "redirect-neigh", "stack"])
         }),

@@ -8,14 +8,14 @@ use testbed::{
     curl,
     engine::Engine,
     evenkeel::Evenkeel,
-    harness::{on_root, run},
+    harness::{on_root, run_side_by_side},
     lab::{FRONTENDS, Host, Lab, Layout, Offloads, Reach},
     namespace::Namespace,
     nginx::{Nginx, large},
 };
 
 fn main() -> ExitCode {
-    run(vec![
+    run_side_by_side(vec![
         on_root("behind a bridge at mtu 1500, 20 MB go down and up by each way", || by_each_way(Reach::Bridge, 1500)),
         on_root("behind a bridge at mtu 9000, 20 MB go down and up by each way", || by_each_way(Reach::Bridge, 9000)),
         on_root("over plain veths at mtu 1500, 20 MB go down and up by each way", || by_each_way(Reach::Veths, 1500)),
