@@ -238,6 +238,8 @@ impl Bench {
     fn row(&mut self, row: &Row, ends: &Ends, runs: u32) -> Result<f64> {
         self.reach_by(row.exit)?;
         self.tables.forget();
+        // Of a hop in use for seconds the kernel would be reminded: by a packet that is left to it.
+        self.kernel.forget_hops()?;
         if let Some(first) = row.kind.precedes() {
             self.aim(Hook::Tc, Measured::Ours(Program::IngressClients))?;
             let each = ends.stream(Hook::Tc, first, Clients::EachFrom(0));
@@ -265,7 +267,7 @@ impl Bench {
     fn expect<T>(&mut self, expected: Moved, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         let before = self.seen()?;
         let done = work(self)?;
-        let moved = self.seen()?.since(&before);
+        let moved = self.seen()?.since(&before).with_those_of_chance(&expected);
         ensure!(moved == expected, "the counters moved by {moved:?} instead of {expected:?}: no figure");
         Ok(done)
     }
@@ -308,6 +310,7 @@ impl Bench {
             choices: traffic.choices,
             tickets: counters.services.values().map(|service| service.tickets).sum(),
             flows: counters.active.values().sum(),
+            left: counters.early.values().map(|early| early.left).sum(),
             pairs: self.tables.pairs(),
             reasons: counters.reasons,
         })
@@ -382,7 +385,13 @@ impl Row {
     fn moves(&self, packets: u32) -> Moved {
         let moved = self.kind.moves(u64::from(packets));
         match (self.hook, self.is_sent()) {
-            (Hook::Xdp, false) => Moved { packets_in: 0, packets_out: 0, reasons: BTreeMap::new(), ..moved },
+            (Hook::Xdp, false) => Moved {
+                left: moved.packets_in + moved.packets_out,
+                packets_in: 0,
+                packets_out: 0,
+                reasons: BTreeMap::new(),
+                ..moved
+            },
             (Hook::Xdp, true) | (Hook::Tc, _) => moved,
         }
     }
@@ -397,6 +406,8 @@ struct Moved {
     tickets: u64,
     flows: u64,
     pairs: u64,
+    /// What XDP left to traffic control.
+    left: u64,
     reasons: BTreeMap<Reason, u64>,
 }
 
@@ -413,8 +424,20 @@ impl Moved {
             tickets: self.tickets.wrapping_sub(before.tickets),
             flows: self.flows.wrapping_sub(before.flows),
             pairs: self.pairs.wrapping_sub(before.pairs),
+            left: self.left.wrapping_sub(before.left),
             reasons: self.reasons.iter().filter_map(reason).collect(),
         }
+    }
+
+    /// Counts as sent what XDP leaves of packets that it sends: of finished checksums one in 65,535 looks unfinished.
+    fn with_those_of_chance(mut self, expected: &Self) -> Self {
+        let sent = expected.packets_in + expected.packets_out;
+        if expected.left > 0 || self.left > sent / 1000 {
+            return self;
+        }
+        let left = std::mem::take(&mut self.left);
+        *(if expected.packets_in > 0 { &mut self.packets_in } else { &mut self.packets_out }) += left;
+        self
     }
 }
 

@@ -157,6 +157,14 @@ impl Kernel {
         if self.hops_since.elapsed() < YOUNG {
             return Ok(());
         }
+        self.forget_hops()
+    }
+
+    /// Forgets every next hop that is kept.
+    ///
+    /// # Errors
+    /// A map cannot be written.
+    pub fn forget_hops(&mut self) -> Result<()> {
         for name in ["BACKEND_HOPS", "CLIENT_HOPS"] {
             let map = Map::open(&self.bpf.pins().path().join(name))?;
             let nothing = vec![0; map.value_bytes()];
