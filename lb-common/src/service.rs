@@ -68,6 +68,20 @@ pub struct Frontend {
     pub service: ServiceId,
 }
 
+impl Frontend {
+    /// Both in a word.
+    #[inline(always)]
+    pub const fn to_word(&self) -> u64 {
+        (self.frontend.0 as u64) << 32 | self.service.0 as u64
+    }
+
+    /// What a word holds.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self { frontend: FrontendId((word >> 32) as u32), service: ServiceId(word as u32) }
+    }
+}
+
 /// A record of `FRONTEND_INFO`: what a reply is given as its source.
 ///
 /// The kernel recycles an element of `FRONTENDS` without a grace period, so what that map gave counts only if this

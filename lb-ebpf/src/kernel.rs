@@ -29,6 +29,10 @@ pub trait Kernel {
 
     /// The frontend with this address, port and protocol. May be one that was just removed: see [`FrontendInfo`].
     fn frontend(&self, key: &SocketKey) -> Option<Frontend>;
+    /// Keeps the frontend of the packet at hand for the program that goes on with it.
+    fn hand_over(&self, frontend: &Frontend);
+    /// What was handed over with the packet at hand.
+    fn handed_over(&self) -> Option<Frontend>;
     /// A frontend's record.
     fn frontend_info(&self, id: FrontendId) -> Option<FrontendInfo>;
     /// Which policy of a service is in force.

@@ -5,7 +5,8 @@
 //! parse → flow (client side of the key) → rewrite → forward      (reply)
 //! ```
 //!
-//! Rare work runs in programs of its own: [`balance`] says with [`Step`] when [`begin_flow`] or [`query`] must go on, and
+//! Rare work runs in programs of its own: [`balance`] says with [`Step`] when [`begin_flow`] or [`query`] must go on, to
+//! which it hands over the frontend, and
 //! [`crate::too_big`] answers what any of them refuses with [`Reason::TooBig`].
 
 use lb_common::{
@@ -122,16 +123,17 @@ pub fn balance<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed
     }
     let frontend = lookup::frontend(kernel, parsed)?;
     if parsed.protocol == Protocol::UDP && lookup::policy(kernel, &frontend)?.is_per_packet() {
+        kernel.hand_over(&frontend);
         return Ok(Step::Query);
     }
     let Some(found) = flow::find_by_frontend(kernel, sender(parsed), frontend.frontend) else {
-        return opening(parsed);
+        return opening(kernel, parsed, &frontend);
     };
     let backend = kernel.backend(found.backend).ok_or(Reason::Inconsistent)?;
     let state = BackendState::from_word(backend.state);
     if found.opens_anew(parsed.flags, state) || !serves_old(state, parsed.protocol) {
         found.retire(kernel, kernel.now());
-        return opening(parsed);
+        return opening(kernel, parsed, &frontend);
     }
     found.note(kernel.now(), From::Client, parsed.flags);
     send(packet, kernel, parsed, frontend.frontend, found.backend, 0).map(Step::Send)
@@ -155,13 +157,13 @@ pub fn carry_on<P: Packet, K: Kernel>(
     send(packet, kernel, parsed, frontend.frontend, BackendId(decided.0), 0)
 }
 
-/// A packet that opens a flow.
+/// A packet that opens a flow; [`balance`] has just said so.
 ///
 /// # Errors
 /// Why it is not balanced.
 #[inline(always)]
 pub fn begin_flow<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed) -> Result<Exit, Reason> {
-    let frontend = lookup::frontend(kernel, parsed)?;
+    let frontend = kernel.handed_over().ok_or(Reason::Inconsistent)?;
     let policy = lookup::policy(kernel, &frontend)?;
     let first = flow::state::first(parsed.protocol, parsed.flags).ok_or(Reason::NoFlow)?;
     check_source(parsed)?;
@@ -192,14 +194,14 @@ pub fn begin_flow<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Par
     sent
 }
 
-/// A query of a per-packet service.
+/// A query of a per-packet service; [`balance`] has just said so.
 ///
 /// # Errors
 /// Why it is not balanced.
 #[inline(always)]
 pub fn query<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed) -> Result<Exit, Reason> {
     check_source(parsed)?;
-    let frontend = lookup::frontend(kernel, parsed)?;
+    let frontend = kernel.handed_over().ok_or(Reason::Inconsistent)?;
     let policy = lookup::policy(kernel, &frontend)?;
     let chooser = chooser(kernel, &frontend, policy)?;
     let Ticket::Position(position) = chooser.draw() else {
@@ -341,7 +343,7 @@ fn send<P: Packet, K: Kernel>(
     let backend = kernel.backend(backend_id).ok_or(Reason::Inconsistent)?;
     let leaving = match Way::from_word(backend.way) {
         // Who is behind a veth takes whatever came in here.
-        Way::Peer { ifindex } => Leaving::by(Exit::Peer { ifindex }),
+        Way::Peer { ifindex } => Leaving::by(Door::Peer, ifindex),
         way @ (Way::Neighbour { .. } | Way::Stack) => {
             // Through the stack the routes choose.
             let through = if let Way::Neighbour { ifindex } = way { ifindex } else { 0 };
@@ -351,10 +353,10 @@ fn send<P: Packet, K: Kernel>(
             match (way, hop) {
                 (Way::Neighbour { .. }, Ok(hop)) => Leaving::to(hop),
                 // Where the routes say nothing, as on a host that does not forward, the kernel still knows the neighbour.
-                (Way::Neighbour { ifindex }, Err(_)) => Leaving::by(Exit::Neighbour { ifindex }),
+                (Way::Neighbour { ifindex }, Err(_)) => Leaving::by(Door::Neighbour, ifindex),
                 // The stack would show the sender what it never sent, were the packet too big.
-                (_, Ok(hop)) => Leaving { mtu: hop.mtu, ..Leaving::by(Exit::Stack) },
-                (_, Err(_)) => Leaving::by(Exit::Stack),
+                (_, Ok(hop)) => Leaving { mtu: hop.mtu, ..Leaving::by(Door::Stack, 0) },
+                (_, Err(_)) => Leaving::by(Door::Stack, 0),
             }
         }
     };
@@ -364,7 +366,7 @@ fn send<P: Packet, K: Kernel>(
         let decided = if parsed.has_transport() { Decided::on(backend_id) } else { Decided::NOTHING };
         return Ok(Exit::Later(decided));
     }
-    let is_hop = leaving.exit != Exit::Stack;
+    let is_hop = leaving.by != Door::Stack;
     if is_hop && parsed.hop_limit <= 1 {
         return Err(Reason::HopLimit);
     }
@@ -375,7 +377,7 @@ fn send<P: Packet, K: Kernel>(
     leaving.set_link(packet)?;
     packet.rewrite(&edit(parsed, Side::Destination, &backend.key, is_hop))?;
     kernel.count_traffic(backend_id, &traffic);
-    Ok(leaving.exit)
+    Ok(leaving.exit())
 }
 
 /// Rewrites a reply and says how it leaves.
@@ -391,7 +393,7 @@ fn send_back<P: Packet, K: Kernel>(
 ) -> Result<Exit, Reason> {
     // The hop is asked for before the rewrite, so that a reply that cannot leave is not changed.
     let leaving = match hook {
-        Hook::Egress => Leaving::by(Exit::Stack),
+        Hook::Egress => Leaving::by(Door::Stack, 0),
         Hook::Ingress => {
             let (source, destination) = (asked.address, parsed.destination);
             let query = RouteQuery { family: parsed.family, source, destination, through: 0 };
@@ -415,12 +417,26 @@ fn send_back<P: Packet, K: Kernel>(
     leaving.set_link(packet)?;
     packet.rewrite(&edit(parsed, Side::Source, asked, is_hop))?;
     kernel.count_traffic(backend, &traffic);
-    Ok(leaving.exit)
+    Ok(leaving.exit())
+}
+
+/// The kind of an [`Exit`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Door {
+    Stack,
+    Neighbour,
+    Peer,
+    Link,
 }
 
 /// How a packet leaves, and what that demands of it.
+///
+/// The exit is in two parts, both of which are always set: the compiler would keep the device of an exit that has none, and
+/// the verifier refuses to see kept what no one has set.
 struct Leaving {
-    exit: Exit,
+    by: Door,
+    /// The device; zero for the stack.
+    ifindex: u32,
     /// The largest packet that fits, in bytes from the IP header on.
     mtu: u32,
     /// For [`Exit::Link`].
@@ -430,26 +446,33 @@ struct Leaving {
 
 impl Leaving {
     #[inline(always)]
-    fn by(exit: Exit) -> Self {
-        Self { exit, mtu: u32::MAX, link: Link::default(), abilities: Abilities::default() }
+    fn by(by: Door, ifindex: u32) -> Self {
+        Self { by, ifindex, mtu: u32::MAX, link: Link::default(), abilities: Abilities::default() }
     }
 
     #[inline(always)]
     fn to(hop: Hop) -> Self {
         let Hop { ifindex, mtu, link, abilities, .. } = hop;
         let is_kernels = !hop.is_resolved || hop.is_reminder;
-        let exit = if is_kernels { Exit::Neighbour { ifindex } } else { Exit::Link { ifindex } };
-        Self { exit, mtu, link, abilities }
+        Self { by: if is_kernels { Door::Neighbour } else { Door::Link }, ifindex, mtu, link, abilities }
+    }
+
+    #[inline(always)]
+    fn exit(&self) -> Exit {
+        let ifindex = self.ifindex;
+        match self.by {
+            Door::Stack => Exit::Stack,
+            Door::Neighbour => Exit::Neighbour { ifindex },
+            Door::Peer => Exit::Peer { ifindex },
+            Door::Link => Exit::Link { ifindex },
+        }
     }
 
     /// Whether the hook that has the packet can send it; an early one leaves to later ones what it cannot.
     #[inline(always)]
     fn can_be_sent<P: Packet>(&self, packet: &P, parsed: &Parsed) -> bool {
-        let is_by_link = match self.exit {
-            Exit::Link { .. } => true,
-            Exit::Stack | Exit::Neighbour { .. } | Exit::Peer { .. } | Exit::Later(_) => false,
-        };
-        !P::IS_EARLY || is_by_link && packet.can_be_handed(parsed, self.abilities) && self.fits(packet, parsed)
+        !P::IS_EARLY
+            || self.by == Door::Link && packet.can_be_handed(parsed, self.abilities) && self.fits(packet, parsed)
     }
 
     #[inline(always)]
@@ -459,9 +482,9 @@ impl Leaving {
 
     #[inline(always)]
     fn set_link(&self, packet: &mut impl Packet) -> Result<(), Reason> {
-        match self.exit {
-            Exit::Link { .. } => packet.set_link(&self.link),
-            Exit::Stack | Exit::Neighbour { .. } | Exit::Peer { .. } | Exit::Later(_) => Ok(()),
+        match self.by {
+            Door::Link => packet.set_link(&self.link),
+            Door::Stack | Door::Neighbour | Door::Peer => Ok(()),
         }
     }
 }
@@ -496,11 +519,12 @@ fn check_source(parsed: &Parsed) -> Result<(), Reason> {
 
 /// A packet without a flow: it opens one, or it is the stack's, which may know it or answers with a reset.
 #[inline(always)]
-fn opening(parsed: &Parsed) -> Result<Step, Reason> {
-    match flow::state::first(parsed.protocol, parsed.flags) {
-        Some(_) => Ok(Step::NewFlow),
-        None => Err(Reason::NoFlow),
+fn opening(kernel: &impl Kernel, parsed: &Parsed, frontend: &Frontend) -> Result<Step, Reason> {
+    if flow::state::first(parsed.protocol, parsed.flags).is_none() {
+        return Err(Reason::NoFlow);
     }
+    kernel.hand_over(frontend);
+    Ok(Step::NewFlow)
 }
 
 #[inline(always)]

@@ -184,6 +184,7 @@ pub struct Cpu<'m> {
     scratch: Shared,
     random: Shared,
     hops: Vec<HopRecord>,
+    handed_over: Shared,
     mtu: Shared,
     errors_sent: Shared,
 }
@@ -199,6 +200,7 @@ impl<'m> Cpu<'m> {
             scratch: Shared::new(0),
             random: Shared::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1),
             hops: (0..2 * HOPS).map(|_| std::array::from_fn(|_| Shared::new(0))).collect(),
+            handed_over: Shared::new(0),
             mtu: Shared::new(0),
             errors_sent: Shared::new(0),
         }
@@ -225,6 +227,14 @@ impl Kernel for Cpu<'_> {
 
     fn frontend(&self, key: &SocketKey) -> Option<Frontend> {
         self.maps.frontends.get(key).copied()
+    }
+
+    fn hand_over(&self, frontend: &Frontend) {
+        self.handed_over.store(frontend.to_word());
+    }
+
+    fn handed_over(&self) -> Option<Frontend> {
+        Some(Frontend::from_word(self.handed_over.load()))
     }
 
     fn frontend_info(&self, id: FrontendId) -> Option<FrontendInfo> {

@@ -73,6 +73,18 @@ impl<C: Context> Kernel for BpfKernel<'_, C> {
     }
 
     #[inline(always)]
+    fn hand_over(&self, frontend: &Frontend) {
+        if let Some(handed) = maps::handed_over() {
+            handed.store(frontend.to_word());
+        }
+    }
+
+    #[inline(always)]
+    fn handed_over(&self) -> Option<Frontend> {
+        maps::handed_over().map(|handed| Frontend::from_word(handed.load()))
+    }
+
+    #[inline(always)]
     fn frontend_info(&self, id: FrontendId) -> Option<FrontendInfo> {
         maps::FRONTEND_INFO.get(id.0).copied()
     }

@@ -177,6 +177,7 @@ pub(crate) fn constant(value: &'static u32) -> u32 {
 struct Scratch {
     parsed: MaybeUninit<Parsed>,
     number: Shared,
+    handed_over: Shared,
     mtu: Shared,
     errors_sent: Shared,
 }
@@ -212,6 +213,14 @@ pub(crate) fn scratch() -> Option<&'static Shared> {
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: the pointer is to this CPU's value of a live map.
     Some(unsafe { &(*scratch).number })
+}
+
+/// What is handed over to the program that goes on with this CPU's packet.
+#[inline(always)]
+pub(crate) fn handed_over() -> Option<&'static Shared> {
+    let scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: the pointer is to this CPU's value of a live map.
+    Some(unsafe { &(*scratch).handed_over })
 }
 
 /// What would fit where this CPU's packet does not.

@@ -141,9 +141,6 @@ pub fn begin<K: Kernel>(
         first: kernel.flow_bucket(place.first).ok_or(Reason::Inconsistent)?,
         second: kernel.flow_bucket(place.second).ok_or(Reason::Inconsistent)?,
     };
-    // What has expired in there must not clash.
-    sweep(kernel, buckets.first, now);
-    sweep(kernel, buckets.second, now);
     let mut tries = 0;
     while tries < CLAIMS.get() {
         tries += 1;
@@ -176,13 +173,21 @@ pub fn begin<K: Kernel>(
 fn sweep(kernel: &impl Kernel, bucket: &FlowBucket, now: Tick) {
     for (way, entry) in bucket.words.iter().zip(&bucket.entries) {
         let word = Word(way.load());
-        if rank(kernel, word, now) >> 32 != EXPIRED >> 32 {
-            continue;
+        if word.state_bits() != FlowState::Free.to_bits() {
+            evict_expired(kernel, way, entry, word, rank(kernel, word, now));
         }
-        let backend = backend_of(entry);
-        if way.replace(word.0, free(word).0) && word.state().is_active() {
-            count_down(kernel, backend);
-        }
+    }
+}
+
+/// Evicts a flow of this rank, if it has expired.
+#[inline(always)]
+fn evict_expired(kernel: &impl Kernel, way: &Shared, entry: &[Shared; Entry::WORDS], word: Word, rank: u64) {
+    if rank >> 32 != EXPIRED >> 32 {
+        return;
+    }
+    let backend = backend_of(entry);
+    if way.replace(word.0, free(word).0) && word.state().is_active() {
+        count_down(kernel, backend);
     }
 }
 
@@ -443,7 +448,8 @@ static CLAIMS: Hidden = Hidden(3);
 /// Ways in use from which the first bucket is no longer preferred.
 const PREFER_FIRST_BELOW: u64 = 6;
 
-/// The best way to evict, older first, with its number in the low bits; and how many ways are in use.
+/// The best way to evict, older first, with its number in the low bits; and how many ways are in use. Weighed is what is
+/// left when the expired are gone, which must not clash.
 struct Weight {
     best: u64,
     used: u64,
@@ -455,8 +461,10 @@ impl Weight {
         let mut weight = Self { best: RANK_BITS, used: 0 };
         let mut i = 0;
         while i < ROLLED.get() as usize {
-            let Some(way) = bucket.words.get(i) else { break };
-            let rank = rank(kernel, Word(way.load()), now);
+            let (Some(way), Some(entry)) = (bucket.words.get(i), bucket.entries.get(i)) else { break };
+            let word = Word(way.load());
+            let rank = rank(kernel, word, now);
+            evict_expired(kernel, way, entry, word, rank);
             weight.used += rank >> USED_SHIFT;
             weight.best = smaller(weight.best, rank & RANK_BITS | i as u64);
             i += 1;

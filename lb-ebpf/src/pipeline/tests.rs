@@ -621,7 +621,9 @@ fn merged_segments_fit_where_each_of_them_does() {
             let world = World::new(world.family, world.protocol).behind_link(1500);
             let mut packet = Merged { packet: asked.packet(), segment };
             let parsed = parse(&packet).expect("it is sound");
-            let sent = begin_flow(&mut packet, &Cpu::new(&world.maps, 1), &parsed);
+            let kernel = Cpu::new(&world.maps, 1);
+            assert_eq!(balance(&mut packet, &kernel, &parsed), Ok(Step::NewFlow));
+            let sent = begin_flow(&mut packet, &kernel, &parsed);
             assert_eq!(sent, expected, "{:?} {:?}", world.family, world.protocol);
             assert_eq!(world.maps.traffic(BackendId(1)).packets_in, if sent.is_ok() { 3 } else { 0 });
         }

@@ -111,10 +111,32 @@ enum Place {
     Backends,
     Both,
     Egress,
+    /// As the three of ingress, with XDP in front of traffic control.
+    ClientsEarly,
+    BackendsEarly,
+    BothEarly,
 }
 
 impl Place {
-    const ALL: [Self; 4] = [Self::Clients, Self::Backends, Self::Both, Self::Egress];
+    const ALL: [Self; 7] = [
+        Self::Clients,
+        Self::Backends,
+        Self::Both,
+        Self::Egress,
+        Self::ClientsEarly,
+        Self::BackendsEarly,
+        Self::BothEarly,
+    ];
+
+    /// Without what stands in front of traffic control; and whether something does.
+    const fn split(self) -> (Self, bool) {
+        match self {
+            Self::Clients | Self::Backends | Self::Both | Self::Egress => (self, false),
+            Self::ClientsEarly => (Self::Clients, true),
+            Self::BackendsEarly => (Self::Backends, true),
+            Self::BothEarly => (Self::Both, true),
+        }
+    }
 }
 
 /// How a packet is broken: bytes at offsets, which wrap at its end, and how much of its end is missing.
@@ -149,7 +171,7 @@ impl Back {
     const ALL: [Self; 4] = [Self::Link, Self::Resolve, Self::TooBig, Self::None];
 }
 
-const WAYS: [Way; 3] = [Way::Stack, Way::Neighbour { ifindex: 7 }, Way::Peer { ifindex: 8 }];
+const WAYS: [Way; 3] = [Way::Stack, Way::Neighbour { ifindex: world::OUT }, Way::Peer { ifindex: 8 }];
 
 /// Changes of one packet.
 const CHANGES_MAX: u8 = 7;

@@ -9,7 +9,7 @@ use lb_common::{
     backend::{BackendId, BackendState, Endpoint, EndpointId, Way},
     flow::{Client, Entry, FlowState, Tick, Word},
     hash::reply_place,
-    reason::Reason,
+    reason::{Action, Reason},
     reply::ReplyWord,
     service::{FrontendId, Index, ServiceId},
 };
@@ -23,10 +23,10 @@ use crate::{
     atomic::Shared,
     flow::state::opens_anew,
     kernel::{Kernel, Route},
-    packet::{Link, Side},
+    packet::{Link, Packet, Side},
     parse::{Fragment, Parsed, parse},
     pipeline::{self, Exit, Hook, Step},
-    testing::{Cpu, DEVICE, MemoryPacket, TICKS_PER_SECOND, datagram::Datagram},
+    testing::{Cpu, DEVICE, EarlyPacket, MemoryPacket, TICKS_PER_SECOND, datagram::Datagram},
 };
 
 /// A way of the flow table.
@@ -56,6 +56,30 @@ struct Passage<'p> {
     after: &'p [u8],
     parsed: Parsed,
     flows: &'p [Flow],
+}
+
+/// What the entry points of the BPF program do at one hook, their tail calls included.
+fn enter<P: Packet>(
+    packet: &mut P,
+    kernel: &Cpu<'_>,
+    parsed: &Parsed,
+    place: Place,
+) -> (Heading, Result<Exit, Reason>) {
+    let forward = |packet: &mut P| match pipeline::balance(packet, kernel, parsed)? {
+        Step::Send(exit) => Ok(exit),
+        Step::NewFlow => pipeline::begin_flow(packet, kernel, parsed),
+        Step::Query => pipeline::query(packet, kernel, parsed),
+    };
+    let hook = match place {
+        Place::Clients | Place::ClientsEarly => return (Heading::Forward, forward(packet)),
+        Place::Both | Place::BothEarly => match forward(packet) {
+            Err(Reason::NotOurs) => Hook::Ingress,
+            result => return (Heading::Forward, result),
+        },
+        Place::Backends | Place::BackendsEarly => Hook::Ingress,
+        Place::Egress => Hook::Egress,
+    };
+    (Heading::Back(hook), pipeline::answer(packet, kernel, parsed, hook))
 }
 
 impl World {
@@ -92,24 +116,27 @@ impl World {
         result.err()
     }
 
-    /// What the entry points of the BPF program do, their tail calls included.
+    /// What the hooks at a place do, one after the other.
     fn process(&self, packet: &mut MemoryPacket, parsed: &Parsed, place: Place) -> (Heading, Result<Exit, Reason>) {
         let kernel = Cpu::new(&self.maps, self.packets);
-        let forward = |packet: &mut MemoryPacket| match pipeline::balance(packet, &kernel, parsed)? {
-            Step::Send(exit) => Ok(exit),
-            Step::NewFlow => pipeline::begin_flow(packet, &kernel, parsed),
-            Step::Query => pipeline::query(packet, &kernel, parsed),
-        };
-        let hook = match place {
-            Place::Clients => return (Heading::Forward, forward(packet)),
-            Place::Both => match forward(packet) {
-                Err(Reason::NotOurs) => Hook::Ingress,
-                result => return (Heading::Forward, result),
-            },
-            Place::Backends => Hook::Ingress,
-            Place::Egress => Hook::Egress,
-        };
-        (Heading::Back(hook), pipeline::answer(packet, &kernel, parsed, hook))
+        let (place, is_early) = place.split();
+        if is_early {
+            let mut early = EarlyPacket(packet.clone());
+            let (heading, result) = enter(&mut early, &kernel, parsed, place);
+            if let Ok(Exit::Link { .. }) = result {
+                *packet = early.0;
+                return (heading, result);
+            }
+            assert_eq!(early.0, *packet, "{}: XDP changed what it did not send, {result:?}", self.told());
+            match result {
+                Ok(Exit::Later(decided)) if decided.is_told() => {
+                    return (heading, pipeline::carry_on(packet, &kernel, parsed, decided));
+                }
+                Err(reason) if reason.action() == Action::Drop => return (heading, Err(reason)),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        enter(packet, &kernel, parsed, place)
     }
 
     fn is_read_as_described(&self, parsed: &Parsed, datagram: &Datagram) {
@@ -133,13 +160,16 @@ impl World {
     fn went_to_a_backend(&mut self, passage: &Passage<'_>, exit: Exit) {
         let (parsed, told) = (&passage.parsed, self.told());
         let is_hop = self.way != Way::Stack;
-        let expected = match self.way {
-            Way::Stack => Exit::Stack,
-            Way::Neighbour { ifindex } => Exit::Neighbour { ifindex },
-            Way::Peer { ifindex } => Exit::Peer { ifindex },
+        let (expected, link) = match self.way {
+            Way::Stack => (Exit::Stack, None),
+            Way::Neighbour { ifindex } => match self.maps.routes_to_backends.get(&ifindex) {
+                Some(Route::Link { link, .. }) => (Exit::Link { ifindex }, Some(*link)),
+                Some(Route::Resolve { .. } | Route::None) | None => (Exit::Neighbour { ifindex }, None),
+            },
+            Way::Peer { ifindex } => (Exit::Peer { ifindex }, None),
         };
         assert_eq!(exit, expected, "{told}: it left another way than its backend's");
-        let to = self.is_rewritten(passage, Side::Destination, is_hop, None);
+        let to = self.is_rewritten(passage, Side::Destination, is_hop, link);
         self.sent[0] += 1;
         if parsed.fragment == Fragment::Later {
             let is_backend = self.maps.backends.values().any(|(record, _, _)| octets(&record.key.address) == to.0);

@@ -114,6 +114,12 @@ fn lives() -> Vec<Seed> {
             setups::TURN,
             [life(TCP4), asked(UDP6)].concat().into_iter().map(|step| at(Place::Both, step)).collect(),
         ),
+        seed("xdp-in-front", setups::TURN, stays([life(TCP4), asked(UDP6)].concat()).into_iter().map(early).collect()),
+        seed(
+            "xdp-in-front-of-queries",
+            setups::CHAIN_OF_QUERIES,
+            stays([asked(UDP4), asked(UDP6), fragments(UDP4)].concat()).into_iter().map(early).collect(),
+        ),
         seed("sums", setups::TURN, vec![shaped(UDP4, 0, NO_SUM), shaped(UDP6, 0, LONG), broken(UDP4, &[(40, 1)], 0)]),
         seed("another-host", setups::TURN, vec![broken(UDP4, &[(0, 2)], 0), broken(TCP6, &[(5, 2)], 0)]),
         seed("drained", setups::TURN, [UDP4, TCP6].map(|column| leaves(column, BackendState::Drain)).concat()),
@@ -237,6 +243,16 @@ fn from(client: u8, mut step: Step) -> Step {
         frame.client = client;
     }
     step
+}
+
+fn early(step: Step) -> Step {
+    let place = match &step {
+        Step::Packet(Place::Clients, _) => Place::ClientsEarly,
+        Step::Packet(Place::Backends, _) => Place::BackendsEarly,
+        Step::Packet(place, _) => *place,
+        _ => return step,
+    };
+    at(place, step)
 }
 
 fn at(place: Place, mut step: Step) -> Step {

@@ -13,6 +13,7 @@ use std::{
 use lb_common::{
     addr::{Family, Port, Protocol},
     backend::{Backend, BackendId, BackendState, Endpoint, EndpointId, Way},
+    device::Abilities,
     flow::Client,
     selector::{NthRule, Slot},
     service::{Frontend, FrontendId, FrontendInfo, Index, Policy, PolicyId, ServiceId, ServiceWord, SocketKey},
@@ -152,12 +153,15 @@ const fn protocol(column: u32) -> Protocol {
     if column & 2 == 0 { Protocol::TCP } else { Protocol::UDP }
 }
 
+/// The device that backends are reached by, and the one that leads back to clients.
+pub(super) const OUT: u32 = 7;
+const BACK: u32 = 9;
 /// Less than any packet.
 const NARROW: u32 = 0;
 
 impl World {
     pub(super) fn new(setup: &'static Setup, slots: Box<SlotChunk>) -> Self {
-        let way = Way::Neighbour { ifindex: 7 };
+        let way = Way::Neighbour { ifindex: OUT };
         let mut world = Self {
             maps: Maps::with_slots(setup.buckets, setup.buckets, slots),
             setup,
@@ -169,6 +173,8 @@ impl World {
             asked: BTreeMap::new(),
             ended: BTreeSet::new(),
         };
+        // Both take packets from XDP.
+        world.maps.abilities = [OUT, BACK].map(|device| (device, Abilities::SENDS)).into();
         for column in 0..COLUMNS {
             for service in 0..SERVICES {
                 world.put_service(column, service);
@@ -280,10 +286,15 @@ impl World {
 
     pub(super) fn set_route(&mut self, back: Back) {
         let link = Link { destination: [0x0102, 0x0304, 0x0506], source: [0x0708, 0x090a, 0x0b0c] };
+        self.maps.routes_to_backends.clear();
         self.maps.route = match back {
-            Back::Link => Route::Link { ifindex: 9, link, mtu: u32::MAX },
-            Back::Resolve => Route::Resolve { ifindex: 9 },
-            Back::TooBig => Route::Link { ifindex: 9, link, mtu: NARROW },
+            Back::Link => {
+                // The way out is known as well then.
+                self.maps.routes_to_backends.insert(OUT, Route::Link { ifindex: OUT, link, mtu: u32::MAX });
+                Route::Link { ifindex: BACK, link, mtu: u32::MAX }
+            }
+            Back::Resolve => Route::Resolve { ifindex: BACK },
+            Back::TooBig => Route::Link { ifindex: BACK, link, mtu: NARROW },
             Back::None => Route::None,
         };
     }
