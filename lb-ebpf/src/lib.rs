@@ -7,7 +7,6 @@
     feature(core_intrinsics),
     expect(internal_features, reason = "BPF has no stable atomics")
 )]
-#![cfg_attr(all(target_arch = "bpf", feature = "trace"), feature(asm_experimental_arch))]
 
 pub mod pipeline;
 pub mod too_big;

@@ -245,14 +245,17 @@ fn from(client: u8, mut step: Step) -> Step {
     step
 }
 
-fn early(step: Step) -> Step {
-    let place = match &step {
-        Step::Packet(Place::Clients, _) => Place::ClientsEarly,
-        Step::Packet(Place::Backends, _) => Place::BackendsEarly,
-        Step::Packet(place, _) => *place,
-        _ => return step,
-    };
-    at(place, step)
+/// The same with XDP in front, where it is a packet.
+fn early(mut step: Step) -> Step {
+    if let Step::Packet(place, _) = &mut step {
+        *place = match *place {
+            Place::Clients => Place::ClientsEarly,
+            Place::Backends => Place::BackendsEarly,
+            Place::Both => Place::BothEarly,
+            other @ (Place::Egress | Place::ClientsEarly | Place::BackendsEarly | Place::BothEarly) => other,
+        };
+    }
+    step
 }
 
 fn at(place: Place, mut step: Step) -> Step {
