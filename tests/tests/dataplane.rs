@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, UdpSocket},
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
         leave_the_host().expect("root may make namespaces");
     }
     let root = |name, body: fn() -> Result<()>| trial(name, Needs::Root, body);
-    harness::run(vec![
+    harness::run_side_by_side(vec![
         root("what_was_applied_is_read_back_by_the_next_controller", what_was_applied_is_read_back),
         root("a_process_that_only_looks_sees_the_same", a_process_that_only_looks_sees_the_same),
         root("a_killed_controller_leaves_cursors_hooks_and_tables", a_killed_controller_leaves_everything),
@@ -1163,7 +1163,10 @@ impl Veth {
     }
 
     fn numbered(name: &str, ifindex: Option<u32>) -> Result<Self> {
-        let (name, peer) = (format!("{name}0"), format!("{name}1"));
+        // Two trials may want one of this name at once.
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let own = MADE.fetch_add(1, Ordering::SeqCst);
+        let (name, peer) = (format!("{name}{own}a"), format!("{name}{own}b"));
         let number = ifindex.map(|number| number.to_string());
         let mut add = vec!["link", "add", &name];
         add.extend(number.iter().flat_map(|number| ["index", number]));

@@ -1,6 +1,6 @@
 //! Everything that is BPF: the maps, the bounds check, the helpers. All unsafe code of the data path but the atomics.
 
-use core::ffi::c_void;
+use core::{arch::asm, ffi::c_void};
 
 pub(crate) mod kernel;
 pub(crate) mod maps;
@@ -17,4 +17,27 @@ pub(crate) trait Context {
 
     /// The device that the packet came in by, or goes out of.
     fn ifindex(&self) -> u32;
+}
+
+/// Reads the word at `OFFSET` of a context.
+///
+/// In one instruction: the compiler would add the offset early and keep the sum, and the verifier refuses a pointer to a
+/// context that was added to.
+///
+/// # Safety
+/// The context is that of the running program, and has a word there.
+#[inline(always)]
+unsafe fn word_of<const OFFSET: usize>(context: *const c_void) -> u32 {
+    let word: u64;
+    // SAFETY: as the caller says.
+    unsafe {
+        asm!(
+            "{word} = *(u32 *)({context} + {offset})",
+            word = lateout(reg) word,
+            context = in(reg) context,
+            offset = const OFFSET,
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+    word as u32
 }

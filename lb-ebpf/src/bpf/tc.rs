@@ -3,11 +3,14 @@
 //! The layer-4 checksum goes through the kernel's helper, because what a local stack sent carries an unfinished one
 //! (`CHECKSUM_PARTIAL`) and what a device received may carry a sum of all bytes (`CHECKSUM_COMPLETE`).
 
-use core::{ffi::c_void, mem::MaybeUninit};
+use core::{
+    ffi::c_void,
+    mem::{MaybeUninit, offset_of},
+};
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC,
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC,
         bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_hdr_start_off::BPF_HDR_START_MAC,
     },
     helpers::{
@@ -32,7 +35,7 @@ use lb_ebpf::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{Context, maps, note::Note, trace::Decision};
+use super::{Context, maps, note::Note, trace::Decision, word_of};
 
 /// Bytes that are made directly readable when the packet has them: Ethernet, IPv6, a few extension headers, TCP.
 const HEADERS: u32 = 128;
@@ -51,8 +54,8 @@ impl Context for TcContext {
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {
-        // SAFETY: the context's pointer is valid while the program runs.
-        unsafe { (*self.skb.skb).ifindex }
+        // SAFETY: the context is the program's own.
+        unsafe { word_of::<{ offset_of!(__sk_buff, ifindex) }>(self.pointer()) }
     }
 }
 

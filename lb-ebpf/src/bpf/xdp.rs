@@ -1,10 +1,13 @@
 //! A packet at the XDP hook, and how it leaves there: out of a device, or to the TC program of the same interface, which
 //! sees whatever this hook leaves alone.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, mem::offset_of};
 
 use aya_ebpf::{
-    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
+    bindings::{
+        xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
+        xdp_md,
+    },
     helpers::{bpf_redirect, bpf_xdp_adjust_meta, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
@@ -22,7 +25,7 @@ use lb_ebpf::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{Context, maps, note::Note, trace::Decision};
+use super::{Context, maps, note::Note, trace::Decision, word_of};
 
 impl Context for XdpContext {
     #[inline(always)]
@@ -32,8 +35,8 @@ impl Context for XdpContext {
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {
-        // SAFETY: the context's pointer is valid while the program runs.
-        unsafe { (*self.ctx).ingress_ifindex }
+        // SAFETY: the context is the program's own.
+        unsafe { word_of::<{ offset_of!(xdp_md, ingress_ifindex) }>(self.pointer()) }
     }
 }
 
