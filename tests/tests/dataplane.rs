@@ -1000,11 +1000,12 @@ fn xdp_hooks_go_with_their_interface() -> Result<()> {
     ensure!(outcomes(&reports)? == [Outcome::Attached, Outcome::Attached], "another of that number: {reports:?}");
     ensure!(second.early()? == Some(XdpMode::Native));
     let wanted = second.early_clients(XdpMode::Native);
+    let expected = format!("interface {} (4343) is gone", second.name);
     drop(second);
     let reports = attach::apply(&bpf, &wanted, Mode::Tcx)?;
     for report in &reports {
         let error = report.outcome.as_ref().err().context("it is gone")?;
-        ensure!(error.to_string() == "interface fade0 (4343) is gone", "{error}");
+        ensure!(error.to_string() == expected, "{error}");
     }
     ensure!(std::fs::read_dir(ground.pins.path().join("links"))?.count() == 0, "no pin of it stays");
     Ok(())
