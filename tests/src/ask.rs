@@ -13,11 +13,10 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
     unistd::Pid,
 };
 
-use crate::{bind::WHO, namespace::Namespace};
+use crate::{bind::WHO, namespace::Namespace, poll::Poll};
 
 /// What to ask; `Ask::from_…` begins, [`Ask::run`] asks.
 #[derive(Clone, Debug)]
@@ -230,7 +229,7 @@ struct Asker<'a> {
     ask: &'a Ask,
     share: Sockets,
     query: Vec<u8>,
-    epoll: Epoll,
+    poll: Poll,
     /// By query, or a single one.
     sockets: Vec<Option<UdpSocket>>,
     /// What was asked and may still be waited for, oldest first.
@@ -252,7 +251,7 @@ impl<'a> Asker<'a> {
             ask,
             share,
             query: query(&ask.question),
-            epoll: Epoll::new(EpollCreateFlags::empty())?,
+            poll: Poll::new()?,
             sockets: Vec::new(),
             waiting: VecDeque::new(),
             in_flight: 0,
@@ -303,8 +302,7 @@ impl<'a> Asker<'a> {
         };
         // Not connected: an answer from a wrong source must reach us to be counted.
         let socket = UdpSocket::bind((any, port)).with_context(|| format!("source port {port}"))?;
-        socket.set_nonblocking(true)?;
-        self.epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, self.sockets.len() as u64))?;
+        self.poll.add(&socket, self.sockets.len())?;
         self.sockets.push(Some(socket));
         Ok(())
     }
@@ -312,14 +310,7 @@ impl<'a> Asker<'a> {
     fn receive(&mut self) -> Result<()> {
         let Some((_, deadline)) = self.waiting.front() else { return Ok(()) };
         let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-        let timeout = EpollTimeout::try_from(left).context("a patience of weeks")?;
-        let mut events = [EpollEvent::empty(); 64];
-        let ready = match self.epoll.wait(&mut events, timeout) {
-            Err(nix::errno::Errno::EINTR) => 0,
-            other => other?,
-        };
-        for event in &events[..ready] {
-            let socket = usize::try_from(event.data()).expect("an index of ours");
+        for socket in self.poll.ready(left)? {
             while self.receive_from(socket)? {}
         }
         Ok(())

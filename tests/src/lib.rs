@@ -22,6 +22,7 @@ pub mod datagram;
 pub mod dig;
 pub mod dnsperf;
 pub mod twins;
+mod poll;
 
 pub mod capture;
 pub mod crowd;

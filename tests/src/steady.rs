@@ -14,12 +14,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use crate::{
     ask::{parse, query},
     bind::WHO,
     namespace::Namespace,
+    poll::Poll,
 };
 
 /// Where to ask, and how often.
@@ -143,7 +143,7 @@ impl Record {
 struct Asker {
     steady: Steady,
     sockets: Vec<UdpSocket>,
-    epoll: Epoll,
+    poll: Poll,
     message: Vec<u8>,
     /// The query that last had an ID; there are fewer IDs than queries.
     by_id: HashMap<u16, usize>,
@@ -153,13 +153,12 @@ struct Asker {
 impl Asker {
     fn new(steady: Steady, sockets: Vec<UdpSocket>) -> Result<Self> {
         ensure!(steady.rate > 0 && !sockets.is_empty(), "{steady:?} asks nothing");
-        let epoll = Epoll::new(EpollCreateFlags::empty())?;
+        let poll = Poll::new()?;
         for (index, socket) in sockets.iter().enumerate() {
-            socket.set_nonblocking(true)?;
-            epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
+            poll.add(socket, index)?;
         }
         let (by_id, record) = (HashMap::new(), Record::default());
-        Ok(Self { steady, sockets, epoll, message: query(WHO), by_id, record })
+        Ok(Self { steady, sockets, poll, message: query(WHO), by_id, record })
     }
 
     fn ask_until(mut self, is_over: &AtomicBool, sent: &AtomicUsize) -> Result<Record> {
@@ -194,16 +193,7 @@ impl Asker {
     }
 
     fn receive(&mut self, until: Instant) -> Result<()> {
-        let left = until.saturating_duration_since(Instant::now());
-        // Sub-millisecond pauses would be none at all.
-        let timeout = EpollTimeout::try_from(left.max(Duration::from_millis(1))).context("a pause of weeks")?;
-        let mut events = [EpollEvent::empty(); 64];
-        let ready = match self.epoll.wait(&mut events, timeout) {
-            Err(nix::errno::Errno::EINTR) => 0,
-            other => other?,
-        };
-        for event in &events[..ready] {
-            let socket = usize::try_from(event.data()).expect("an index of ours");
+        for socket in self.poll.ready(until.saturating_duration_since(Instant::now()))? {
             while self.receive_from(socket)? {}
         }
         Ok(())
