@@ -22,6 +22,17 @@ pub fn frontend(kernel: &impl Kernel, parsed: &Parsed) -> Result<Frontend, Reaso
     }
 }
 
+/// Whether each query to the frontend is a choice of its own. A service without a backend to choose says so as well: its
+/// flows go on.
+///
+/// # Errors
+/// [`Reason::Inconsistent`] when a record is missing.
+#[inline(always)]
+pub fn is_per_packet(kernel: &impl Kernel, frontend: &Frontend) -> Result<bool, Reason> {
+    let word = kernel.service(frontend.service).ok_or(Reason::Inconsistent)?;
+    Ok(kernel.policy(word.policy).is_some_and(Policy::is_per_packet))
+}
+
 /// How the frontend's service chooses now.
 ///
 /// # Errors

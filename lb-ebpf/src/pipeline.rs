@@ -122,7 +122,7 @@ pub fn balance<P: Packet, K: Kernel>(packet: &mut P, kernel: &K, parsed: &Parsed
         return send(packet, kernel, parsed, record.frontend, record.backend, 0).map(Step::Send);
     }
     let frontend = lookup::frontend(kernel, parsed)?;
-    if parsed.protocol == Protocol::UDP && lookup::policy(kernel, &frontend)?.is_per_packet() {
+    if parsed.protocol == Protocol::UDP && lookup::is_per_packet(kernel, &frontend)? {
         kernel.hand_over(&frontend);
         return Ok(Step::Query);
     }

@@ -263,6 +263,22 @@ fn a_drained_backend_keeps_what_it_has_and_a_dead_one_nothing() {
 }
 
 #[test]
+fn flows_go_on_when_their_service_has_nothing_left_to_choose() {
+    for mut world in worlds(&PROTOCOLS) {
+        world.is_sent_to(&world.opens(), 1);
+        world.maps.set_state(BackendId(1), BackendState::Drain);
+        for policy in world.maps.policies.values_mut() {
+            policy.slots_count = 0;
+        }
+        world.is_sent_to(&world.asks(), 1);
+        world.is_sent_back(&world.answers(1));
+        let (address, port) = world.client();
+        let other = Datagram { source: (address, port + 1), ..world.opens() };
+        assert_eq!(world.forward(&other), Err(Reason::NoBackend));
+    }
+}
+
+#[test]
 fn each_query_of_a_per_packet_service_is_a_choice_of_its_own() {
     for world in Family::ALL.map(World::per_packet) {
         for backend in [1, 2, 1] {

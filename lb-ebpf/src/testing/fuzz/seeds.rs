@@ -124,6 +124,21 @@ fn lives() -> Vec<Seed> {
         seed("another-host", setups::TURN, vec![broken(UDP4, &[(0, 2)], 0), broken(TCP6, &[(5, 2)], 0)]),
         seed("drained", setups::TURN, [UDP4, TCP6].map(|column| leaves(column, BackendState::Drain)).concat()),
         seed("removed", setups::TURN, [TCP4, UDP6].map(|column| leaves(column, BackendState::UdpGone)).concat()),
+        seed(
+            "drained-to-the-last",
+            setups::TURN,
+            [UDP4, TCP6]
+                .map(|column| {
+                    let drains = (0..3).map(|backend| state(column, 0, backend, BackendState::Drain));
+                    let opens = segment(column, 0, SYN);
+                    [opens.clone()]
+                        .into_iter()
+                        .chain(drains)
+                        .chain([opens, segment(column, 0, ACK)])
+                        .collect::<Vec<_>>()
+                })
+                .concat(),
+        ),
         seed("dead", setups::TURN, [TCP4, UDP4].map(|column| leaves(column, BackendState::Dead)).concat()),
         seed(
             "half-open-flood",
