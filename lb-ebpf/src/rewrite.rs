@@ -171,6 +171,13 @@ mod tests {
     }
 
     #[test]
+    fn a_pseudo_header_keeps_its_last_carry() {
+        let words = [u32::MAX, u32::MAX, 1, 0];
+        let sum = PseudoSum::new(&Addr(words), &Addr([0; 4]), Protocol(0), 0).fold();
+        assert_eq!(sum, !checksum(words.into_iter().flat_map(u32::to_ne_bytes)).to_be());
+    }
+
+    #[test]
     fn of_finished_sums_one_in_65535_looks_unfinished() {
         let end = |last| (Addr::from_v4_word(u32::from_ne_bytes([10, 9, 0, last])), 53);
         let looks = (0..=u16::MAX).filter(|word| {
