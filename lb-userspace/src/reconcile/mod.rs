@@ -98,7 +98,7 @@ pub async fn run(options: &Options) -> Result<(), RunError> {
     let mut events = Events::open(&options.config)?;
     let loaded = load(options, &network.view(&BTreeSet::new())?)?;
     let (mut world, mut view) = start(options, loaded, &network, &mut changes).await?;
-    let names = trace::follow(world.dataplane.trace(), world.names(&view));
+    let names = trace::follow(world.dataplane.trace(), || world.names(&view));
     let mut asker = Asker::default();
     // What the network looked like when the file was refused.
     let mut refused: Option<View> = None;

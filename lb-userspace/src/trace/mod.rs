@@ -57,9 +57,9 @@ const LOOK: Duration = Duration::from_millis(50);
 const TELL_MISSING: Duration = Duration::from_secs(1);
 
 /// Begins to write lines, if anything is traced.
-pub(crate) fn follow(told: Option<Told>, names: Names) -> Known {
+pub(crate) fn follow(told: Option<Told>, names: impl FnOnce() -> Names) -> Known {
     let Some(told) = told else { return Known(None) };
-    let known = Arc::new(Mutex::new(names));
+    let known = Arc::new(Mutex::new(names()));
     tokio::spawn(write_lines(told, Arc::clone(&known)));
     Known(Some(known))
 }

@@ -129,13 +129,10 @@ fn lives() -> Vec<Seed> {
             setups::TURN,
             [UDP4, TCP6]
                 .map(|column| {
-                    let drains = (0..3).map(|backend| state(column, 0, backend, BackendState::Drain));
+                    let drains = [0, 1, 2].map(|backend| state(column, 0, backend, BackendState::Drain));
                     let opens = segment(column, 0, SYN);
-                    [opens.clone()]
-                        .into_iter()
-                        .chain(drains)
-                        .chain([opens, segment(column, 0, ACK)])
-                        .collect::<Vec<_>>()
+                    let goes_on = [opens.clone(), segment(column, 0, ACK)];
+                    [&[opens][..], &drains, &goes_on].concat()
                 })
                 .concat(),
         ),
